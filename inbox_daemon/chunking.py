@@ -1,0 +1,333 @@
+"""How much to hand to the engine: chunk size, heat, and the window.
+
+Purpose: three controllers, each fed with readings and answering with a number.
+`ChunkSizer` follows the GPU memory that others use, `ThermalGovernor` the temperature,
+`WindowController` the engine's own load figures.
+Invariants: pure, so that a recorded trace replays exactly; answers stay within their
+bounds whatever is read (absent, stale, not a number, counters that jump); a reading
+that stays the same leads to an answer that stays the same.
+Known limits: the window assumes that a finished request is replaced at once, so it
+keeps only what bridges that moment waiting.  On a server that others use too, their
+requests are counted with ours.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from inbox_daemon.engine.base import Load
+
+# From "Adaptive chunks" in DESIGN.md: below this share of the memory, this many.
+CHUNK_STEPS = ((70.0, 5000), (80.0, 3000), (90.0, 1000), (math.inf, 500))
+# How far below a border the reading must fall before chunks grow again.
+CHUNK_MARGIN_PERCENT = 3.0
+
+DEFAULT_WINDOW = 128
+# The share of the window that is left just below the temperature that closes it.
+COOLEST_FACTOR = 0.25
+THROTTLED_FACTOR = 0.5
+# A closed governor that loses its sensor opens after so many readings without one.
+PATIENCE_READINGS = 30
+
+
+def chunk_size(others_percent: float | None, chunk_min: int, chunk_max: int) -> int:
+    """Return how many requests a chunk may hold.
+
+    `others_percent` is the share of the GPU's memory that other processes use, 0 to
+    100; None, where nobody can say, means the largest chunk.
+    """
+    return ChunkSizer(chunk_min, chunk_max).update(others_percent)
+
+
+class ChunkSizer:
+    """`chunk_size` with a memory, so that a reading around a border does not swing."""
+
+    def __init__(self, chunk_min: int, chunk_max: int) -> None:
+        """Take the configured bounds, in requests."""
+        self._bounds = chunk_min, chunk_max
+        self._step = 0
+
+    def update(self, others_percent: float | None) -> int:
+        """Return the chunk size after this reading: smaller at once, larger with a margin."""
+        if others_percent is None or not math.isfinite(others_percent):
+            self._step = 0
+            return self._bounds[1]
+        certain = _step(others_percent)
+        relaxed = _step(others_percent + CHUNK_MARGIN_PERCENT)
+        self._step = max(certain, min(self._step, relaxed))
+        low, high = self._bounds
+        return max(low, min(high, CHUNK_STEPS[self._step][1]))
+
+
+def _step(percent: float) -> int:
+    return next(index for index, (border, _) in enumerate(CHUNK_STEPS) if percent < border)
+
+
+class Gate(StrEnum):
+    """What the governor allows."""
+
+    OPEN = "open"
+    SHRINK = "shrink"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """The governor's answer; `reason` is a sentence for the status, empty when open."""
+
+    gate: Gate
+    factor: float
+    reason: str = ""
+
+    def apply(self, window: int) -> int:
+        """Return how many requests may be in flight: none when closed, else at least one."""
+        return 0 if self.gate is Gate.CLOSED else max(1, int(window * self.factor))
+
+
+OPEN = Allowance(Gate.OPEN, 1.0)
+
+
+class ThermalGovernor:
+    """Spares a hot card: shrinks the window, closes it, and opens it once it is cool."""
+
+    def __init__(self, warn_c: float, stop_c: float, resume_c: float) -> None:
+        """Take three temperatures in degrees Celsius, resume below warn below stop."""
+        self._warn_c = warn_c
+        self._stop_c = stop_c
+        self._resume_c = resume_c
+        self._closed = False
+        self._missing = 0
+
+    def update(self, temperature_c: float | None, *, throttled: bool = False) -> Allowance:
+        """Return what is allowed after this reading.
+
+        `throttled` says that the card slows itself down because of heat.  A card
+        without a sensor is never held back; one that loses its sensor while closed
+        stays closed for PATIENCE_READINGS readings.
+        """
+        if temperature_c is None or not math.isfinite(temperature_c):
+            return self._without_sensor(throttled=throttled)
+        self._missing = 0
+        if self._closed:
+            self._closed = temperature_c >= self._resume_c
+        else:
+            self._closed = temperature_c > self._stop_c
+        if self._closed:
+            return self._close(f"the GPU is at {temperature_c:g} °C")
+        if temperature_c > self._warn_c:
+            return self._shrink(temperature_c, throttled=throttled)
+        return _throttled() if throttled else OPEN
+
+    def _without_sensor(self, *, throttled: bool) -> Allowance:
+        self._missing += 1
+        self._closed = self._closed and self._missing <= PATIENCE_READINGS
+        if self._closed:
+            return self._close("the GPU was hot and its temperature cannot be read")
+        return _throttled() if throttled else OPEN
+
+    def _close(self, what: str) -> Allowance:
+        reason = f"{what}: nothing is sent until it is below {self._resume_c:g} °C"
+        return Allowance(Gate.CLOSED, 0.0, reason)
+
+    def _shrink(self, temperature_c: float, *, throttled: bool) -> Allowance:
+        share = (temperature_c - self._warn_c) / (self._stop_c - self._warn_c)
+        factor = 1.0 - share * (1.0 - COOLEST_FACTOR)
+        if throttled:
+            factor = min(factor, THROTTLED_FACTOR)
+        reason = (
+            f"the GPU is at {temperature_c:g} °C, above {self._warn_c:g} °C:"
+            f" {factor:.0%} of the window is used"
+        )
+        return Allowance(Gate.SHRINK, factor, reason)
+
+
+def _throttled() -> Allowance:
+    reason = f"the GPU slows itself down because of heat: {THROTTLED_FACTOR:.0%} of the window"
+    return Allowance(Gate.SHRINK, THROTTLED_FACTOR, reason)
+
+
+# The window keeps the engine's running requests and a reserve in flight.  The reserve is
+# the largest of: this many requests,
+RESERVE_FLOOR = 4
+# this share of what runs, because requests that began together end together,
+RESERVE_SHARE = 0.25
+# and what the engine finishes in this time, in seconds, while replacements travel.
+RESERVE_S = 0.25
+# How much waiting is too much, in reserves, and how long, in readings, before it counts:
+# requests wait for a moment too while the engine reads the prompts of a cold start.
+EXCESS = 2.0
+EXCESS_READINGS = 3
+# Peaks are held over so many readings: one sampled just after many requests finished
+# shows fewer than the engine can run.
+PEAK_READINGS = 5
+# After the engine gave up running requests for want of memory, no growth for so long.
+HOLD_READINGS = 10
+# The preempted among all that left the engine's slots, above which more only costs.
+THRASH_SHARE = 0.2
+# From here on the KV cache, and not the window, limits what runs.
+FULL_KV = 0.9
+
+
+class _Reading(NamedTuple):
+    """One update's figures, made sane."""
+
+    running: int
+    waiting: int
+    kv_full: bool
+    preempted: int
+    finished: int
+    limited: bool  # the window was what kept requests back
+    seen: bool  # the engine's figures are about what is in flight now
+
+
+class WindowController:
+    """Decides how many requests may be in flight.
+
+    The engine should always have the next request waiting, and not many more.  While
+    none waits and the window is the limit, the window doubles; once requests have been
+    seen only waiting, it grows and shrinks in smaller steps.
+    """
+
+    def __init__(self, minimum: int, maximum: int, initial: int = DEFAULT_WINDOW) -> None:
+        """Take the bounds and the start, in requests.
+
+        The start is also the window for an engine that shows no figures.
+
+        Raises ValueError: the bounds are not 1 <= minimum <= maximum.
+        """
+        if not 1 <= minimum <= maximum:
+            raise ValueError("minimum must be at least 1 and not above maximum")
+        self._minimum = minimum
+        self._maximum = maximum
+        self._window = self._clamp(initial)
+        self._rate: float | None = None
+        self._at: float | None = None
+        self._preemptions: int | None = None
+        self._recent: deque[int] = deque(maxlen=PEAK_READINGS)
+        self._saturated = False
+        self._starved = 0
+        self._excessive = 0
+        self._hold = 0
+
+    @property
+    def window(self) -> int:
+        """How many requests may be in flight now."""
+        return self._window
+
+    def update(self, load: Load, in_flight: int, finished_since: int, now: float) -> int:
+        """Return the window after this reading of the engine's figures.
+
+        `in_flight` counts the requests sent and not answered, `finished_since` those
+        answered since the last call, `now` is the monotonic clock in seconds.  Made
+        for a call each 0.5 to 1 s.  Figures may be absent, late by one reading, or wrong.
+        """
+        self._measure(max(0, finished_since), now)
+        reading = self._sane(load, in_flight, max(0, finished_since))
+        if reading is None:
+            return self._window
+        rising = reading.running > 1 + 1.05 * max(self._recent, default=0)
+        self._recent.append(reading.running)
+        self._count(reading, rising=rising)
+        self._window = self._clamp(self._next(reading))
+        return self._window
+
+    def _measure(self, finished: int, now: float) -> None:
+        if self._at is not None and now > self._at:
+            rate = finished / (now - self._at)
+            self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+        self._at = now if self._at is None else max(self._at, now)
+
+    def _sane(self, load: Load, in_flight: int, finished: int) -> _Reading | None:
+        running, waiting = _count_or_none(load.running), _count_or_none(load.waiting)
+        if running is None and waiting is None:
+            return None
+        if running is None:
+            running = max(0, in_flight - (waiting or 0))
+        # Others' requests, or nonsense, must not make our window larger.
+        running = min(running, in_flight)
+        if waiting is None:
+            waiting = in_flight - running
+        kv = load.kv_cache_use
+        return _Reading(
+            running=running,
+            waiting=waiting,
+            kv_full=kv is not None and kv >= FULL_KV,
+            preempted=self._preempted(_count_or_none(load.preemptions)),
+            finished=finished,
+            limited=in_flight >= 0.9 * self._window,
+            seen=running + self._low(running) >= 0.75 * in_flight,
+        )
+
+    def _preempted(self, counter: int | None) -> int:
+        """Return the preemptions since the last reading; a restarted engine counts anew."""
+        before, self._preemptions = self._preemptions, counter
+        return 0 if before is None or counter is None else max(0, counter - before)
+
+    def _count(self, reading: _Reading, *, rising: bool) -> None:
+        """Keep the streaks by which a passing moment is told from a state."""
+        starved = reading.waiting <= self._low(reading.running)
+        if not starved:
+            self._starved = 0
+        elif reading.limited and reading.seen:
+            self._starved += 1
+        excessive = reading.waiting > EXCESS * self._reserve() and not rising
+        self._excessive = self._excessive + 1 if excessive else 0
+        # The one more: a single preemption while nothing happened to finish is no state.
+        ended = 1 + reading.preempted + reading.finished
+        thrashing = reading.preempted > 1 + THRASH_SHARE * ended
+        self._hold = HOLD_READINGS if thrashing else max(0, self._hold - 1)
+
+    def _next(self, reading: _Reading) -> int:
+        target = max(self._recent) + self._reserve()
+        if self._hold:
+            return self._yield(reading, target)
+        if self._excessive >= EXCESS_READINGS:
+            return self._shrunk(reading, target)
+        if not reading.limited:
+            return self._window
+        starved = reading.seen and reading.waiting <= self._low(reading.running)
+        grown = self._grown(reading, target) if starved else self._window
+        return max(grown, target)
+
+    def _grown(self, reading: _Reading, target: int) -> int:
+        doubling = not self._saturated or self._starved > 1
+        grown = self._window * 2 if doubling else self._window + max(1, self._window // 4)
+        if reading.kv_full:
+            return max(self._window, min(grown, target + self._reserve()))
+        return grown
+
+    def _shrunk(self, reading: _Reading, target: int) -> int:
+        self._saturated = True
+        goal = target + self._reserve() // 2
+        # The further off, the larger the share of the way: quick from a cold start.
+        share = 2 if reading.waiting > 2 * EXCESS * self._reserve() else 4
+        return min(self._window, goal + max(0, self._window - goal) // share)
+
+    def _yield(self, reading: _Reading, target: int) -> int:
+        """Step back a little with each reading that saw preemptions, else stand still."""
+        self._saturated = True
+        if self._hold < HOLD_READINGS:
+            return self._window
+        return min(self._window, max(reading.running // 2, int(0.95 * min(self._window, target))))
+
+    def _reserve(self) -> int:
+        running = max(self._recent, default=0)
+        return math.ceil(
+            max(RESERVE_FLOOR, RESERVE_SHARE * running, RESERVE_S * (self._rate or 0.0))
+        )
+
+    def _low(self, running: int) -> int:
+        """Return how few waiting requests count as none."""
+        return int(max(RESERVE_FLOOR, RESERVE_SHARE * running)) // 4
+
+    def _clamp(self, window: int) -> int:
+        return max(self._minimum, min(self._maximum, window))
+
+
+def _count_or_none(figure: float | None) -> int | None:
+    # Typed as a count, but it comes from another program's text.
+    if figure is None or not math.isfinite(figure):
+        return None
+    return max(0, int(figure))
