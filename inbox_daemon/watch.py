@@ -191,8 +191,9 @@ class Watcher:
         silent = self._silence(seen)
         if silent is None:
             return False
-        log.info("watch_renewed", extra={"reason": silent})
+        before = self._problem
         self._build()
+        self._tell(before, silent)
         return True
 
     def close(self) -> None:
@@ -212,6 +213,13 @@ class Watcher:
         if not all(thread.is_alive() for thread in threads_of(self._observer)):
             return "a thread of the watcher has ended"
         return self._problem
+
+    def _tell(self, before: str | None, silent: str) -> None:
+        # A rebuild is tried at each scan, so only what is new is worth a line.
+        if self._problem is None:
+            log.info("watch_renewed", extra={"reason": silent})
+        elif self._problem != before:
+            log.warning("watch_lost", extra={"reason": self._problem})
 
     def _build(self) -> None:
         self.close()
