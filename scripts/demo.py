@@ -1,0 +1,340 @@
+"""Run the demo: a daemon, the real vLLM, one file of requests, its answers.
+
+Everything lies in one folder below the checkout: the configuration, the daemon's log, the file
+that was sent and the spool. The file is sent under a new name each time, because a name is a job,
+and the same file under the same name would be answered with the earlier run's answers.
+
+The run fails, with a sentence and the daemon's last lines, unless all answers are there in input
+order, the structured one fits its schema, and the over-long prompt alone is a dead letter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import demo_model
+import jsonschema
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+CHECKOUT = Path(__file__).parent.parent
+EXAMPLE = CHECKOUT / "examples" / "demo.jsonl"
+COMMAND = Path(sys.executable).parent / "inbox-daemon"
+TOO_LONG = "longer-than-the-context"
+START_S = 900  # as long as the daemon itself waits for its engine
+STOP_S = 35  # the daemon drains within 30 s
+ARGUMENTS = {
+    "cpu": [
+        *("--dtype", "float32"),
+        "--enforce-eager",
+        *("--max-model-len", "2048"),
+        *("--max-num-seqs", "64"),
+        *("--gpu-memory-utilization", "0.5"),
+    ],
+    "gpu": ["--max-model-len", "2048"],
+}
+QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+Line = dict[str, Any]
+
+
+class DemoError(Exception):
+    """The demo did not do what it promises; the message says what and what to do."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder that holds everything of the demo."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration that the daemon and the commands read."""
+        return self.folder / "config.toml"
+
+    @property
+    def log(self) -> Path:
+        """What the daemon and vLLM print."""
+        return self.folder / "daemon.log"
+
+    @property
+    def outbox(self) -> Path:
+        """Where the answers appear."""
+        return self.folder / "spool" / "outbox"
+
+
+def write_config(place: Place, model: Path, engine: str) -> None:
+    """Write the configuration for this machine and make the spool with it."""
+    env = dict(QUIET)
+    if engine == "cpu":
+        env["VLLM_CPU_KVCACHE_SPACE"] = "1"
+        env["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+    lines = [
+        "# Written by `make demo` at each run.",
+        f"spool = {json.dumps(str(place.folder / 'spool'))}",
+        "",
+        "[engine]",
+        f"model = {json.dumps(str(model))}",
+        f"served_model_name = {json.dumps(demo_model.NAME)}",
+        f"args = {json.dumps(ARGUMENTS[engine])}",
+        "",
+        "[engine.env]",
+        *(f"{name} = {json.dumps(value)}" for name, value in env.items()),
+        "",
+        "[status]",
+        "interval_s = 1",
+    ]
+    place.folder.mkdir(parents=True, exist_ok=True)
+    place.config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def environment() -> dict[str, str]:
+    """Return the environment without the settings of another daemon."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("INBOX_DAEMON_")}
+
+
+def command(place: Place, name: str, *arguments: str) -> list[str]:
+    """Return an inbox-daemon command that reads the demo's configuration."""
+    return [str(COMMAND), name, "--config", str(place.config), *arguments]
+
+
+@contextmanager
+def daemon(place: Place, console: Console) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the daemon in a session of its own; stop it with SIGTERM whatever happens."""
+    with place.log.open("wb") as log:
+        process = subprocess.Popen(
+            command(place, "run"),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        stop(process, console)
+
+
+def stop(process: subprocess.Popen[bytes], console: Console) -> None:
+    """Drain and end the daemon; kill it when it overstays."""
+    if process.poll() is not None:
+        return
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        message = f"The daemon did not end within {STOP_S} s of SIGTERM and was killed."
+        raise DemoError(message) from None
+    console.print(f"Daemon stopped in {time.monotonic() - began:.1f} s, exit status {code}.")
+    if code:
+        message = f"The daemon ended with status {code} where 0 was due."
+        raise DemoError(message)
+
+
+def wait_for_engine(place: Place, process: subprocess.Popen[bytes], console: Console) -> None:
+    """Return when the engine is ready; raise when the daemon ends or the engine gives up."""
+    began = time.monotonic()
+    wall = time.time()
+    with console.status("starting") as spinner:
+        while time.monotonic() - began < START_S:
+            check_daemon(process)
+            engine = read_engine(place, since=wall)
+            if engine.get("state") == "ready":
+                console.print(
+                    f"Engine ready after {time.monotonic() - began:.0f} s: vLLM "
+                    f"{engine.get('version')}, models {', '.join(engine.get('models', []))}"
+                )
+                return
+            if engine.get("state") == "backoff":
+                message = f"The engine did not start: {engine.get('last_error')}"
+                raise DemoError(message)
+            state = engine.get("state", "daemon starting")
+            spinner.update(
+                f"engine: {state}, {time.monotonic() - began:.0f} s (about 50 on 2 cores)"
+            )
+            time.sleep(0.5)
+    message = f"The engine was not ready within {START_S} s."
+    raise DemoError(message)
+
+
+def read_engine(place: Place, since: float) -> dict[str, Any]:
+    """Return the engine's part of the health, {} before this daemon wrote its first."""
+    try:
+        status = json.loads((place.outbox / "status.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    if status["started_at"] < since - 1:
+        return {}
+    return dict(status["engine"])
+
+
+def check_daemon(process: subprocess.Popen[bytes]) -> None:
+    """Raise when the daemon has ended."""
+    if process.poll() is not None:
+        message = f"The daemon ended early, exit status {process.returncode}."
+        raise DemoError(message)
+
+
+def send(place: Place, process: subprocess.Popen[bytes]) -> Path:
+    """Drop the example under a new name, show the progress, return the job's outbox folder."""
+    name = time.strftime("demo-%Y%m%d-%H%M%S")
+    drop = place.folder / "sent" / f"{name}.jsonl"
+    drop.parent.mkdir(exist_ok=True)
+    drop.write_bytes(EXAMPLE.read_bytes())
+    arguments = command(place, "submit", str(drop), "--wait")
+    submit = subprocess.Popen(arguments, env=environment())
+    try:
+        while submit.poll() is None:
+            check_daemon(process)
+            time.sleep(0.2)
+    finally:
+        if submit.poll() is None:
+            submit.terminate()
+            submit.wait()
+    answers = place.outbox / name
+    if not (answers / "output.jsonl").is_file():
+        message = f"'submit --wait' ended with status {submit.returncode} and there are no answers."
+        raise DemoError(message)
+    return answers
+
+
+def read_lines(path: Path) -> dict[str, Line]:
+    """Read a JSONL file by custom_id, in its order."""
+    lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    return {line["custom_id"]: line for line in lines}
+
+
+def show(requests: dict[str, Line], results: dict[str, Line], console: Console) -> None:
+    """Print each question with its answer or its error, in input order."""
+    table = Table(show_lines=True, expand=True)
+    table.add_column("custom_id", style="cyan", ratio=2)
+    table.add_column("question", ratio=4)
+    table.add_column("answer", ratio=5)
+    for custom_id, request in requests.items():
+        result = results[custom_id]
+        text, style = answer_of(result), ""
+        if result["error"]:
+            text, style = f"dead letter: {result['error']['message']}", "yellow"
+        table.add_row(
+            custom_id, Text(shorten(question_of(request), 160)), Text(shorten(text, 300), style)
+        )
+    console.print(table)
+
+
+def question_of(request: Line) -> str:
+    """Return what the request asks: its prompt or its last message."""
+    body = request["body"]
+    return str(body["prompt"] if "prompt" in body else body["messages"][-1]["content"])
+
+
+def answer_of(result: Line) -> str:
+    """Return the text of an answer, as the engine gave it."""
+    body = (result["response"] or {}).get("body") or {}
+    choice = (body.get("choices") or [{}])[0]
+    return str(choice["message"]["content"] if "message" in choice else choice.get("text", ""))
+
+
+def shorten(text: str, limit: int) -> str:
+    """Put a text on one line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def check(requests: dict[str, Line], answers: Path) -> dict[str, Line]:
+    """Raise unless the folder holds what the example must give; return all result lines."""
+    good = read_lines(answers / "output.jsonl")
+    errors = answers / "errors.jsonl"
+    bad = read_lines(errors) if errors.is_file() else {}
+    if list(bad) != [TOO_LONG]:
+        message = f"errors.jsonl holds {list(bad)}; it should hold {TOO_LONG} alone."
+        raise DemoError(message)
+    if list(good) != [custom_id for custom_id in requests if custom_id != TOO_LONG]:
+        message = "output.jsonl does not hold every other request once, in input order."
+        raise DemoError(message)
+    for custom_id, request in requests.items():
+        schema = request["body"].get("response_format", {}).get("json_schema", {}).get("schema")
+        if schema:
+            check_structure(custom_id, answer_of(good[custom_id]), schema)
+    return good | bad
+
+
+def check_structure(custom_id: str, answer: str, schema: dict[str, Any]) -> None:
+    """Raise unless a structured answer parses and fits the schema that it was asked for."""
+    try:
+        jsonschema.validate(json.loads(answer), schema)
+    except (json.JSONDecodeError, jsonschema.ValidationError) as problem:
+        message = f"The answer to {custom_id} does not fit its schema: {problem}"
+        raise DemoError(message) from problem
+
+
+def demo(place: Place, console: Console) -> None:
+    """Run the demo in `place` from start to stop."""
+    requests = read_lines(EXAMPLE)
+    console.rule("1. the daemon and its engine")
+    with daemon(place, console) as process:
+        wait_for_engine(place, process, console)
+        console.rule(f"2. {EXAMPLE.name}: {len(requests)} requests")
+        answers = send(place, process)
+        console.rule("3. the answers")
+        results = check(requests, answers)
+        show(requests, results, console)
+        console.print(
+            f"{len(results) - 1} answers in input order, the structured one fits its schema, and "
+            "the prompt that is longer than the context is the one dead letter."
+        )
+        console.rule("4. the health")
+        subprocess.run(command(place, "status"), env=environment(), check=True)
+        console.rule("5. the end")
+    console.print(f"Answers        {answers}\nSpool          {place.folder / 'spool'}")
+    console.print(f"Configuration  {place.config}\nLog            {place.log}")
+
+
+def explain(problem: Exception, place: Place) -> None:
+    """Say what went wrong, with the newest lines of the log."""
+    print(f"\nThe demo failed: {problem}", file=sys.stderr)
+    if place.log.is_file():
+        print(f"The last lines of {place.log}:", file=sys.stderr)
+        lines = place.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        print("\n".join(f"    {line}" for line in lines[-20:]), file=sys.stderr)
+    print("Mend what they name and run `make demo` again.", file=sys.stderr)
+
+
+def main() -> int:
+    """Run the demo; the exit status is 0 when everything it promises was seen."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--engine", choices=sorted(ARGUMENTS), default="cpu")
+    parser.add_argument("--folder", type=Path, default=CHECKOUT / "demo-spool")
+    options = parser.parse_args()
+    place = Place(options.folder.absolute())
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 120, highlight=False, soft_wrap=not terminal)
+    try:
+        write_config(place, demo_model.default_folder(), options.engine)
+        demo(place, console)
+    except (DemoError, OSError, subprocess.CalledProcessError) as problem:
+        explain(problem, place)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; the daemon was stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
