@@ -23,16 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import demo_answers
 import demo_model
-import jsonschema
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 CHECKOUT = Path(__file__).parent.parent
 EXAMPLE = CHECKOUT / "examples" / "demo.jsonl"
 COMMAND = Path(sys.executable).parent / "inbox-daemon"
-TOO_LONG = "longer-than-the-context"
 START_S = 900  # as long as the daemon itself waits for its engine
 STOP_S = 35  # the daemon drains within 30 s
 ARGUMENTS = {
@@ -46,8 +43,6 @@ ARGUMENTS = {
     "gpu": ["--max-model-len", "2048"],
 }
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-
-Line = dict[str, Any]
 
 
 class DemoError(Exception):
@@ -214,86 +209,17 @@ def send(place: Place, process: subprocess.Popen[bytes]) -> Path:
     return answers
 
 
-def read_lines(path: Path) -> dict[str, Line]:
-    """Read a JSONL file by custom_id, in its order."""
-    lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-    return {line["custom_id"]: line for line in lines}
-
-
-def show(requests: dict[str, Line], results: dict[str, Line], console: Console) -> None:
-    """Print each question with its answer or its error, in input order."""
-    table = Table(show_lines=True, expand=True)
-    table.add_column("custom_id", style="cyan", ratio=2)
-    table.add_column("question", ratio=4)
-    table.add_column("answer", ratio=5)
-    for custom_id, request in requests.items():
-        result = results[custom_id]
-        text, style = answer_of(result), ""
-        if result["error"]:
-            text, style = f"dead letter: {result['error']['message']}", "yellow"
-        table.add_row(
-            custom_id, Text(shorten(question_of(request), 160)), Text(shorten(text, 300), style)
-        )
-    console.print(table)
-
-
-def question_of(request: Line) -> str:
-    """Return what the request asks: its prompt or its last message."""
-    body = request["body"]
-    return str(body["prompt"] if "prompt" in body else body["messages"][-1]["content"])
-
-
-def answer_of(result: Line) -> str:
-    """Return the text of an answer, as the engine gave it."""
-    body = (result["response"] or {}).get("body") or {}
-    choice = (body.get("choices") or [{}])[0]
-    return str(choice["message"]["content"] if "message" in choice else choice.get("text", ""))
-
-
-def shorten(text: str, limit: int) -> str:
-    """Put a text on one line of at most `limit` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def check(requests: dict[str, Line], answers: Path) -> dict[str, Line]:
-    """Raise unless the folder holds what the example must give; return all result lines."""
-    good = read_lines(answers / "output.jsonl")
-    errors = answers / "errors.jsonl"
-    bad = read_lines(errors) if errors.is_file() else {}
-    if list(bad) != [TOO_LONG]:
-        message = f"errors.jsonl holds {list(bad)}; it should hold {TOO_LONG} alone."
-        raise DemoError(message)
-    if list(good) != [custom_id for custom_id in requests if custom_id != TOO_LONG]:
-        message = "output.jsonl does not hold every other request once, in input order."
-        raise DemoError(message)
-    for custom_id, request in requests.items():
-        schema = request["body"].get("response_format", {}).get("json_schema", {}).get("schema")
-        if schema:
-            check_structure(custom_id, answer_of(good[custom_id]), schema)
-    return good | bad
-
-
-def check_structure(custom_id: str, answer: str, schema: dict[str, Any]) -> None:
-    """Raise unless a structured answer parses and fits the schema that it was asked for."""
-    try:
-        jsonschema.validate(json.loads(answer), schema)
-    except (json.JSONDecodeError, jsonschema.ValidationError) as problem:
-        message = f"The answer to {custom_id} does not fit its schema: {problem}"
-        raise DemoError(message) from problem
-
-
 def demo(place: Place, console: Console) -> None:
     """Run the demo in `place` from start to stop."""
-    requests = read_lines(EXAMPLE)
+    requests = demo_answers.read_lines(EXAMPLE)
     console.rule("1. the daemon and its engine")
     with daemon(place, console) as process:
         wait_for_engine(place, process, console)
         console.rule(f"2. {EXAMPLE.name}: {len(requests)} requests")
         answers = send(place, process)
         console.rule("3. the answers")
-        results = check(requests, answers)
-        show(requests, results, console)
+        results = demo_answers.check(requests, answers)
+        demo_answers.show(requests, results, console)
         console.print(
             f"{len(results) - 1} answers in input order, the structured one fits its schema, and "
             "the prompt that is longer than the context is the one dead letter."
@@ -327,7 +253,7 @@ def main() -> int:
     try:
         write_config(place, demo_model.default_folder(), options.engine)
         demo(place, console)
-    except (DemoError, OSError, subprocess.CalledProcessError) as problem:
+    except (DemoError, demo_answers.AnswerError, OSError, subprocess.CalledProcessError) as problem:
         explain(problem, place)
         return 1
     except KeyboardInterrupt:
