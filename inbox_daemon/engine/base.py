@@ -1,0 +1,122 @@
+"""The seam between the daemon and whatever answers requests.
+
+Purpose: the few things that the runner, the status and the command line may know
+about an engine.  Invariant: nothing here knows of jobs, lines or the spool.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class EngineState(StrEnum):
+    """Where the engine is in its life, as the status document shows it."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    BACKOFF = "backoff"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for one request that the engine answered.
+
+    `body` is exactly the bytes of the response; `request_id` is the server's
+    `x-request-id` header, or the one that was sent with the request.
+    """
+
+    status: int
+    body: bytes
+    request_id: str
+
+
+class FaultKind(StrEnum):
+    """Why a request got no reply."""
+
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A request that got no reply: it timed out, or the connection failed."""
+
+    kind: FaultKind
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The engine's own figures at one moment.
+
+    `running` and `waiting` count requests, `kv_cache_use` is a share from 0 to 1,
+    `preemptions` and `tokens` (read and generated) count since the engine started: with
+    requests running and no new tokens, it hangs.  None: the server does not say.
+    """
+
+    running: int | None = None
+    waiting: int | None = None
+    kv_cache_use: float | None = None
+    preemptions: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the status document says of the engine.
+
+    `restarts` counts starts after the first.  `generation` is raised by one each
+    time that an engine which was ready is lost, so that a reply can be told from
+    one of an earlier engine.  `last_error` is a sentence for the operator;
+    `last_lines` the newest lines that the server printed before it ended.
+    `retry_in_s` is the time left until the next start, in BACKOFF only.
+    """
+
+    state: EngineState
+    generation: int = 0
+    restarts: int = 0
+    models: tuple[str, ...] = ()
+    max_model_len: int | None = None
+    version: str | None = None
+    pids: tuple[int, ...] = ()
+    last_error: str | None = None
+    last_lines: tuple[str, ...] = ()
+    retry_in_s: float | None = None
+    since: float = 0.0
+    load: Load = field(default_factory=Load)
+
+
+class Engine(Protocol):
+    """One engine: a child process of ours, or a server that someone else runs."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """The newest known facts; cheap, never blocks."""
+
+    async def run(self) -> None:
+        """Keep the engine up until cancelled, then stop it.
+
+        Starts it, waits until it is ready, watches it, and starts it again with
+        backoff after it was lost.  Never raises for an engine that fails.
+        """
+
+    async def wait_ready(self) -> None:
+        """Return as soon as the engine is ready; at once if it is."""
+
+    async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+        """Send one request's JSON body to `url` (a path such as /v1/completions)."""
+
+    async def lost(self, generation: int) -> bool:
+        """Say whether the engine of that generation is dead, after a failure.
+
+        Called when a reply or a fault suggests it: True once the engine is known
+        to be lost, False once it has been seen healthy after the call.
+        Takes a few seconds at most; concurrent calls share one probe.
+        """
+
+    async def restart(self, reason: str) -> None:
+        """Kill the engine, as after a hang: it counts as a death."""
+
+    def kill(self) -> None:
+        """Kill a child at once, with all its processes; for a forced exit."""

@@ -1,0 +1,188 @@
+"""HTTP to one server: over a Unix socket, or to an address of the network.
+
+Purpose: send a request's bytes and bring back the answer's; ask the server how it is.
+Invariants: nothing here raises for what the server does or fails to do; a body is
+passed on byte for byte; no number of requests in flight is refused or queued here.
+Known limits: no proxy and no redirect is followed; an endpoint that wants an API key
+cannot be used; an answer is held in memory whole, up to MAX_BODY_BYTES.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import aiohttp
+import orjson
+
+from inbox_daemon.engine.base import Fault, FaultKind, Load, Reply
+from inbox_daemon.engine.metrics import parse_load
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+_PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_CONNECT_S = 10
+# vLLM's server closes a connection that was idle for 5 s; a request written to it at
+# that moment would be lost, so ours are let go well before.
+_KEEPALIVE_S = 2.0
+_NO_SUCH_METHOD = 501
+_SERVER_ERROR = 500
+_NOT_FOUND = 404
+_OK = 200
+# TimeoutError is an OSError; the other two are what a session says that was closed.
+_BROKEN = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
+
+
+class Health(StrEnum):
+    """What a look at /health showed.
+
+    SICK: the server says itself that it cannot serve.  GONE: nobody listens, or the
+    connection broke.  SLOW: connected, but no answer in time, as a busy server does.
+    """
+
+    ALIVE = "alive"
+    SICK = "sick"
+    GONE = "gone"
+    SLOW = "slow"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """What /v1/models says; the length counts tokens and is the first model's."""
+
+    names: tuple[str, ...] = ()
+    max_model_len: int | None = None
+
+
+class Client:
+    """One server's client.  Make and use it inside the running event loop."""
+
+    def __init__(self, address: str, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        """Take `unix:/path`, `http://host:port` or `https://host:port`, each with a prefix."""
+        self._base, connector = _connect(address)
+        self._max_body_bytes = max_body_bytes
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # Bodies come back as they were written, so none may be compressed on the way.
+            headers={"Accept-Encoding": "identity", "Accept": "application/json"},
+            skip_auto_headers=("User-Agent",),
+            auto_decompress=False,
+        )
+
+    async def close(self) -> None:
+        """Drop all connections; what is in flight ends as a CONNECTION fault."""
+        await self._session.close()
+
+    async def post(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+        """Send a JSON body to the path `url` and wait at most `timeout_s` for all of the answer."""
+        headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
+        try:
+            async with self._session.post(
+                self._base + url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                answer = await self._read(response)
+        except aiohttp.ConnectionTimeoutError:
+            return Fault(FaultKind.CONNECTION, f"no connection within {_CONNECT_S} s")
+        except TimeoutError:
+            return Fault(FaultKind.TIMEOUT, f"no answer within {timeout_s:g} s")
+        except _BROKEN as error:
+            return Fault(FaultKind.CONNECTION, _explain(error))
+        if isinstance(answer, Fault):
+            return answer
+        return Reply(response.status, answer, response.headers.get("X-Request-Id", request_id))
+
+    async def health(self) -> Health:
+        """Look at /health.
+
+        A server without that path is alive by answering at all; 5xx is a server that
+        says itself that it cannot serve (vLLM: 503 once its engine process died).
+        """
+        try:
+            status, _ = await self._fetch("/health")
+        except TimeoutError:
+            return Health.SLOW
+        except _BROKEN:
+            return Health.GONE
+        sick = status >= _SERVER_ERROR and status != _NO_SUCH_METHOD
+        return Health.SICK if sick else Health.ALIVE
+
+    async def models(self) -> ModelList:
+        """Ask which model names requests may use; empty when the server does not say."""
+        entries = (await self._get_json("/v1/models")).get("data")
+        listed = entries if isinstance(entries, list) else []
+        models = [entry for entry in listed if isinstance(entry, dict)]
+        lengths = [entry.get("max_model_len") for entry in models]
+        return ModelList(
+            tuple(str(entry["id"]) for entry in models if "id" in entry),
+            next((length for length in lengths if isinstance(length, int)), None),
+        )
+
+    async def version(self) -> str | None:
+        """Ask for the server's version; None when it has none to tell."""
+        version = (await self._get_json("/version")).get("version")
+        return version if isinstance(version, str) else None
+
+    async def load(self) -> Load:
+        """Ask for the engine's figures; all None when the server has no metrics."""
+        answer = await self._get("/metrics")
+        if answer is None or answer[0] != _OK:
+            return Load()
+        return parse_load(answer[1].decode(errors="replace"))
+
+    async def serves(self, url: str) -> bool:
+        """Say whether the server knows the path: GET is the wrong method there, but not 404."""
+        answer = await self._get(url)
+        return answer is None or answer[0] != _NOT_FOUND
+
+    async def _get(self, path: str) -> tuple[int, bytes] | None:
+        try:
+            return await self._fetch(path)
+        except _BROKEN:
+            return None
+
+    async def _fetch(self, path: str) -> tuple[int, bytes]:
+        async with self._session.get(
+            self._base + path, timeout=_PROBE_TIMEOUT, allow_redirects=False
+        ) as response:
+            answer = await self._read(response)
+        if isinstance(answer, Fault):
+            raise aiohttp.ClientPayloadError(answer.message)
+        return response.status, answer
+
+    async def _get_json(self, path: str) -> dict[str, Any]:
+        answer = await self._get(path)
+        if answer is None or answer[0] != _OK:
+            return {}
+        try:
+            document = orjson.loads(answer[1])
+        except orjson.JSONDecodeError:
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes | Fault:
+        length = response.content_length
+        if length is not None and length <= self._max_body_bytes:
+            return await response.read()
+        parts = bytearray()
+        while length is None and len(parts) <= self._max_body_bytes:
+            part = await response.content.readany()
+            if not part:
+                return bytes(parts)
+            parts += part
+        response.close()
+        return Fault(FaultKind.CONNECTION, f"the answer is over {self._max_body_bytes} bytes")
+
+
+def _connect(address: str) -> tuple[str, aiohttp.BaseConnector]:
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        return "http://localhost", aiohttp.UnixConnector(
+            path, limit=0, keepalive_timeout=_KEEPALIVE_S
+        )
+    # OpenAI's own clients are given the address with /v1, which our paths hold already.
+    base = address.rstrip("/").removesuffix("/v1")
+    return base, aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
+
+
+def _explain(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]

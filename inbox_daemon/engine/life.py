@@ -1,0 +1,117 @@
+"""One engine from its start to the first word of its end, seen from outside.
+
+Purpose: look at a server's /health and draw the conclusions: is it up, is it dead, is
+it only busy.
+Invariants: the first reason given for the end is the one that stays; a look never
+raises.
+Known limit: a server that answers /health but computes nothing looks alive.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from inbox_daemon.engine.base import Load
+from inbox_daemon.engine.client import Client, Health
+
+_SICK = "the engine says of itself that it cannot serve any more"
+_GONE = "the engine does not answer any more"
+_MAX_LOOKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How patient the supervisor is; all in seconds but the two counts of looks.
+
+    After an engine that had been ready, the next one starts at once (`restart_s`): a
+    death in the middle of work is the work's doing.  One that never became ready is
+    tried again after `backoff_s`, doubled each time up to `backoff_max_s`.
+    """
+
+    start_timeout_s: float = 900.0
+    start_poll_s: float = 0.25
+    poll_s: float = 0.5
+    confirm_s: float = 1.0
+    restart_s: float = 1.0
+    backoff_s: float = 5.0
+    backoff_max_s: float = 600.0
+    # An engine that was ready this long has shown that it works.
+    settled_s: float = 60.0
+    loss_grace_s: float = 2.0
+    stop_grace_s: float = 5.0
+    gone_looks: int = 3
+    # Each takes the probe's 5 s: a server that is busy for a minute is not a dead one.
+    slow_looks: int = 12
+
+
+class Life:
+    """A started engine.  `over` gets the reason of its end."""
+
+    def __init__(self, client: Client, timing: Timing, *, substitutable: bool) -> None:
+        """Watch the server behind `client`, which this life owns."""
+        self.client = client
+        self.substitutable = substitutable
+        self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.load = Load()
+        self._timing = timing
+        self._probe: asyncio.Task[str | None] | None = None
+
+    async def close(self) -> None:
+        """Break what is in flight."""
+        if not self.over.done():
+            self.over.cancel()
+        await self.client.close()
+
+    async def until_alive(self) -> bool:
+        """Wait for the server to be up; False when it takes longer than it may."""
+        try:
+            async with asyncio.timeout(self._timing.start_timeout_s):
+                while await self.client.health() is not Health.ALIVE:  # noqa: ASYNC110 - no event to wait for
+                    await asyncio.sleep(self._timing.start_poll_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def watch(self) -> str:
+        """Look again and again, and keep `load` fresh; returns why the engine is lost."""
+        gone = slow = 0
+        while gone < self._timing.gone_looks and slow < self._timing.slow_looks:
+            await asyncio.sleep(self._timing.poll_s)
+            health = await self.client.health()
+            if health is Health.SICK:
+                return _SICK
+            gone = gone + 1 if health is Health.GONE else 0
+            slow = slow + 1 if health is Health.SLOW else 0
+            if health is Health.ALIVE:
+                self.load = await self.client.load()
+        return _GONE
+
+    async def examine(self) -> str | None:
+        """Look closely, after a failure; returns why the engine is lost, or None.
+
+        Concurrent calls share one examination; whoever comes after its last look began
+        gets a new one.
+        """
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._look_twice())
+        return await asyncio.shield(self._probe)
+
+    async def _look_twice(self) -> str | None:
+        """Look at once and `confirm_s` later, as a dying vLLM is healthy for a moment more.
+
+        Two looks in a row must find nobody to call it dead.  A server that is slow to
+        answer counts as alive.
+        """
+        last = await self.client.health()
+        for _ in range(_MAX_LOOKS):
+            if last is Health.SICK:
+                return _SICK
+            await asyncio.wait({self.over}, timeout=self._timing.confirm_s)
+            if self.over.done():
+                return _GONE
+            self._probe = None
+            before, last = last, await self.client.health()
+            if last is not Health.GONE:
+                break
+            if before is Health.GONE:
+                return _GONE
+        return _SICK if last is Health.SICK else None

@@ -1,0 +1,232 @@
+"""Keep one engine up: start it, watch it, notice its death, start it again.
+
+Purpose: the `Engine` of base.py, for a child and for somebody else's server alike.
+
+    STOPPED ──run()──► STARTING ──alive──► READY
+                          ▲  │ ended,        │ ended, says it is sick, gone,
+              pause over  │  │ too slow      │ or restart()
+                          │  ▼               ▼
+                         BACKOFF ◄───────────┘   generation + 1
+
+Invariants: an engine that fails raises nothing here and is tried for ever, ever more
+slowly; the first to say that a life is over is believed; the next one starts when all
+processes of the last one are gone.
+Known limit: an engine that answers /health but computes nothing is not noticed here;
+whoever sends to it sees that and calls `restart`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, FaultKind, Load, Reply
+from inbox_daemon.engine.client import Client
+from inbox_daemon.engine.life import Life, Timing
+from inbox_daemon.engine.server import Server
+
+_NOT_FOUND = 404
+_LOGGED_LINES = 10
+log = logging.getLogger("inbox_daemon.engine")
+
+
+class Supervisor:
+    """The engine as the rest of the daemon knows it (base.py: Engine)."""
+
+    def __init__(self, server: Server, timing: Timing, on_change: Callable[[], None]) -> None:
+        """Supervise `server`; `on_change` is called after each change of state."""
+        self._server = server
+        self._timing = timing
+        self._on_change = on_change
+        self._info = EngineInfo(EngineState.STOPPED, since=time.time())
+        self._life: Life | None = None
+        self._ready = asyncio.Event()
+        self._ready_at: float | None = None
+        self._retry_at: float | None = None
+        self._failures = 0
+        self._starts = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        """The newest known facts."""
+        left = None if self._retry_at is None else max(0.0, self._retry_at - time.monotonic())
+        load = self._life.load if self._life else Load()
+        return replace(self._info, retry_in_s=left, load=load)
+
+    async def run(self) -> None:
+        """Keep the engine up until cancelled, then stop it."""
+        try:
+            await self._attempt(self._server.prepare())
+            while True:
+                await self._attempt(self._live())
+                await self._attempt(self._bury())
+                await self._pause()
+        finally:
+            await self._shut_down()
+
+    async def wait_ready(self) -> None:
+        """Return as soon as the engine is ready."""
+        await self._ready.wait()
+
+    async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+        """Send one request; a Fault at once while the engine is not ready."""
+        life = self._life
+        if life is None or not self._ready.is_set():
+            return Fault(FaultKind.CONNECTION, f"the engine is {self._info.state}")
+        reply = await life.client.post(url, body, request_id, timeout_s)
+        if isinstance(reply, Reply) and reply.status == _NOT_FOUND and life.substitutable:
+            return await self._not_found(life, url, reply)
+        return reply
+
+    async def lost(self, generation: int) -> bool:
+        """Look whether that engine is dead; one that is slow to answer counts as alive."""
+        life = self._life
+        if life and self._is_ready(generation):
+            reason = await life.examine()
+            if reason:
+                self._end(life, reason)
+        return not self._is_ready(generation)
+
+    async def restart(self, reason: str) -> None:
+        """Declare the engine dead and kill it; it is started again as after a death."""
+        if self._life:
+            self._end(self._life, reason)
+
+    def kill(self) -> None:
+        """Kill a child with all its processes, without waiting; for a forced exit."""
+        self._server.kill()
+
+    def _is_ready(self, generation: int) -> bool:
+        return self._info.generation == generation and self._info.state is EngineState.READY
+
+    # One life.
+
+    async def _attempt(self, step: Coroutine[Any, Any, None]) -> None:
+        """Take a step; whatever it raises is the end of this engine, not of the daemon."""
+        try:
+            await step
+        except OSError as error:
+            self._fail(f"the engine cannot be started: {error}")
+        except Exception as error:
+            log.exception("engine_supervision_failed")
+            self._fail(f"the engine cannot be supervised: {error!r}")
+
+    async def _live(self) -> None:
+        self._starts += 1
+        state = EngineState.STARTING
+        self._become(replace(self._info, state=state, restarts=self._starts - 1))
+        client = Client(await self._server.start())
+        life = Life(client, self._timing, substitutable=self._server.has_substitute)
+        self._life = life
+        tasks = [asyncio.create_task(self._server.ended()), asyncio.create_task(self._nurse(life))]
+        try:
+            await asyncio.wait({*tasks, life.over}, return_when=asyncio.FIRST_COMPLETED)
+            reason = next((task.result() for task in tasks if task.done()), "")
+            self._end(life, reason)
+        finally:
+            await _cancel(tasks)
+
+    async def _nurse(self, life: Life) -> str:
+        """Bring the engine up and watch it; returns what is wrong with it."""
+        if not await life.until_alive():
+            return f"the engine was not ready within {self._timing.start_timeout_s:g} s"
+        models, version = await life.client.models(), await life.client.version()
+        if life.over.done():
+            return life.over.result()
+        self._ready_at = time.monotonic()
+        self._become(
+            replace(
+                self._info,
+                state=EngineState.READY,
+                models=models.names,
+                max_model_len=models.max_model_len,
+                version=version,
+                pids=self._server.pids,
+            )
+        )
+        log.info("engine_ready", extra={"models": models.names, "version": version})
+        return await life.watch()
+
+    async def _not_found(self, life: Life, url: str, reply: Reply) -> Reply | Fault:
+        """Tell a path that this form of the server lacks from an answer of the engine."""
+        if not life.over.done():
+            if await life.client.serves(url):
+                return reply
+            self._server.substitute()
+            self._end(life, f"this form of the server has no {url}; it is replaced by the other")
+        return Fault(FaultKind.CONNECTION, f"the server, which has no {url}, is being replaced")
+
+    # Its end.
+
+    def _end(self, life: Life, reason: str) -> None:
+        """Declare a life over, once; its processes are ended by `run`, not here."""
+        if life is self._life and not life.over.done():
+            life.over.set_result(reason)
+            self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        was_ready = self._info.state is EngineState.READY
+        log.warning("engine_lost" if was_ready else "engine_failed", extra={"reason": reason})
+        generation = self._info.generation + was_ready
+        state = EngineState.BACKOFF
+        self._become(
+            replace(self._info, state=state, generation=generation, last_error=reason, pids=())
+        )
+
+    async def _bury(self) -> None:
+        """Stop what is left of the engine, then read its last lines."""
+        life, self._life = self._life, None
+        if life:
+            await life.close()
+        await self._server.stop(self._timing.loss_grace_s)
+        error, lines = self._server.explain(self._info.last_error or ""), self._server.lines
+        self._become(replace(self._info, last_error=error, last_lines=lines))
+        log.warning("engine_buried", extra={"reason": error, "lines": lines[-_LOGGED_LINES:]})
+
+    async def _pause(self) -> None:
+        delay = self._delay()
+        self._retry_at = time.monotonic() + delay
+        self._on_change()
+        await asyncio.sleep(delay)
+        self._retry_at = None
+
+    def _delay(self) -> float:
+        ready_at, self._ready_at = self._ready_at, None
+        if ready_at is not None:
+            if time.monotonic() - ready_at > self._timing.settled_s:
+                self._failures = 0
+            return self._timing.restart_s
+        if self._server.start_differently():
+            return self._timing.restart_s
+        self._failures += 1
+        # The exponent stays small, as the power of a large one is no float any more.
+        doubled = self._timing.backoff_s * 2.0 ** min(self._failures - 1, 20)
+        return min(self._timing.backoff_max_s, doubled)
+
+    async def _shut_down(self) -> None:
+        life, self._life, self._retry_at = self._life, None, None
+        try:
+            if life:
+                await life.close()
+            await self._server.stop(self._timing.stop_grace_s)
+            await self._server.clear()
+        finally:
+            self._become(replace(self._info, state=EngineState.STOPPED, pids=()))
+
+    def _become(self, info: EngineInfo) -> None:
+        if info.state is not self._info.state:
+            info = replace(info, since=time.time())
+        self._info = info
+        if info.state is EngineState.READY:
+            self._ready.set()
+        else:
+            self._ready.clear()
+        self._on_change()
+
+
+async def _cancel(tasks: list[asyncio.Task[str]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
