@@ -155,19 +155,22 @@ RESERVE_FLOOR = 4
 RESERVE_SHARE = 0.25
 # and what the engine finishes in this time, in seconds, while replacements travel.
 RESERVE_S = 0.25
-# How much waiting is too much, in reserves, and how long, in readings, before it counts:
+# How many reserves waiting are too many, and for how many readings before it counts:
 # requests wait for a moment too while the engine reads the prompts of a cold start.
 EXCESS = 2.0
 EXCESS_READINGS = 3
 # Peaks are held over so many readings: one sampled just after many requests finished
 # shows fewer than the engine can run.
 PEAK_READINGS = 5
-# After the engine gave up running requests for want of memory, no growth for so long.
-HOLD_READINGS = 10
-# The preempted among all that left the engine's slots, above which more only costs.
+# The preempted among all that left the engine's slots, above which more only costs; for
+# so many readings from then on the window stands still, and for so many grows with care.
 THRASH_SHARE = 0.2
+STILL_READINGS = 10
+CAREFUL_READINGS = 50
 # From here on the KV cache, and not the window, limits what runs.
 FULL_KV = 0.9
+# Completions are counted over at least so many seconds, or their rate is noise.
+RATE_SPAN_S = 0.2
 
 
 class _Reading(NamedTuple):
@@ -176,10 +179,10 @@ class _Reading(NamedTuple):
     running: int
     waiting: int
     kv_full: bool
-    preempted: int
-    finished: int
+    thrashing: bool
+    rising: bool  # more run than in any reading before
     limited: bool  # the window was what kept requests back
-    seen: bool  # the engine's figures are about what is in flight now
+    hungry: bool  # limited, nothing waits, and the figures know of what is in flight
 
 
 class WindowController:
@@ -199,17 +202,17 @@ class WindowController:
         """
         if not 1 <= minimum <= maximum:
             raise ValueError("minimum must be at least 1 and not above maximum")
-        self._minimum = minimum
-        self._maximum = maximum
-        self._window = self._clamp(initial)
-        self._rate: float | None = None
+        self._bounds = minimum, maximum
+        self._window = max(minimum, min(maximum, initial))
         self._at: float | None = None
+        self._finished = 0
+        self._rate: float | None = None
         self._preemptions: int | None = None
-        self._recent: deque[int] = deque(maxlen=PEAK_READINGS)
+        self._recent: deque[int] = deque([0], maxlen=PEAK_READINGS)
         self._saturated = False
-        self._starved = 0
+        self._hungry = 0
         self._excessive = 0
-        self._hold = 0
+        self._careful = 0
 
     @property
     def window(self) -> int:
@@ -223,41 +226,58 @@ class WindowController:
         answered since the last call, `now` is the monotonic clock in seconds.  Made
         for a call each 0.5 to 1 s.  Figures may be absent, late by one reading, or wrong.
         """
-        self._measure(max(0, finished_since), now)
-        reading = self._sane(load, in_flight, max(0, finished_since))
+        self._measure(finished_since, now)
+        reading = self._sane(load, max(0, in_flight), finished_since)
         if reading is None:
             return self._window
-        rising = reading.running > 1 + 1.05 * max(self._recent, default=0)
         self._recent.append(reading.running)
-        self._count(reading, rising=rising)
-        self._window = self._clamp(self._next(reading))
+        excessive = reading.waiting > EXCESS * self._reserve() and not reading.rising
+        # Too many and too few one after the other is nonsense, and no reason to grow.
+        growing = reading.hungry and not self._excessive
+        self._hungry = self._hungry + 1 if growing else 0
+        self._excessive = self._excessive + 1 if excessive else 0
+        self._careful = CAREFUL_READINGS if reading.thrashing else max(0, self._careful - 1)
+        low, high = self._bounds
+        self._window = max(low, min(high, self._next(reading)))
         return self._window
 
     def _measure(self, finished: int, now: float) -> None:
-        if self._at is not None and now > self._at:
-            rate = finished / (now - self._at)
-            self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
-        self._at = now if self._at is None else max(self._at, now)
+        if self._at is None:
+            self._at = now
+            return
+        self._finished += finished
+        span = now - self._at
+        if span < RATE_SPAN_S:
+            return
+        rate = self._finished / span
+        self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+        self._at, self._finished = now, 0
 
     def _sane(self, load: Load, in_flight: int, finished: int) -> _Reading | None:
-        running, waiting = _count_or_none(load.running), _count_or_none(load.waiting)
+        running, waiting = _figure(load.running), _figure(load.waiting)
+        preempted = self._preempted(_figure(load.preemptions))
         if running is None and waiting is None:
             return None
         if running is None:
-            running = max(0, in_flight - (waiting or 0))
+            running = in_flight - (waiting or 0)
         # Others' requests, or nonsense, must not make our window larger.
-        running = min(running, in_flight)
+        running = max(0, min(running, in_flight))
         if waiting is None:
             waiting = in_flight - running
-        kv = load.kv_cache_use
+        rising = running > 1 + 1.05 * max(self._recent)
+        few = max(RESERVE_FLOOR, RESERVE_SHARE * running) // 4
+        # A cold engine that takes in ever more is not left to run out first.
+        enough = running // 3 if rising and not self._saturated else few
+        limited = in_flight >= 0.9 * self._window
         return _Reading(
             running=running,
             waiting=waiting,
-            kv_full=kv is not None and kv >= FULL_KV,
-            preempted=self._preempted(_count_or_none(load.preemptions)),
-            finished=finished,
-            limited=in_flight >= 0.9 * self._window,
-            seen=running + self._low(running) >= 0.75 * in_flight,
+            kv_full=load.kv_cache_use is not None and load.kv_cache_use >= FULL_KV,
+            # The ones: a single preemption while nothing happened to finish is no state.
+            thrashing=preempted > 1 + THRASH_SHARE * (1 + preempted + finished),
+            rising=rising,
+            limited=limited,
+            hungry=limited and waiting <= max(few, enough) and running + few >= 0.75 * in_flight,
         )
 
     def _preempted(self, counter: int | None) -> int:
@@ -265,34 +285,23 @@ class WindowController:
         before, self._preemptions = self._preemptions, counter
         return 0 if before is None or counter is None else max(0, counter - before)
 
-    def _count(self, reading: _Reading, *, rising: bool) -> None:
-        """Keep the streaks by which a passing moment is told from a state."""
-        starved = reading.waiting <= self._low(reading.running)
-        if not starved:
-            self._starved = 0
-        elif reading.limited and reading.seen:
-            self._starved += 1
-        excessive = reading.waiting > EXCESS * self._reserve() and not rising
-        self._excessive = self._excessive + 1 if excessive else 0
-        # The one more: a single preemption while nothing happened to finish is no state.
-        ended = 1 + reading.preempted + reading.finished
-        thrashing = reading.preempted > 1 + THRASH_SHARE * ended
-        self._hold = HOLD_READINGS if thrashing else max(0, self._hold - 1)
-
     def _next(self, reading: _Reading) -> int:
         target = max(self._recent) + self._reserve()
-        if self._hold:
-            return self._yield(reading, target)
+        if reading.thrashing:
+            # Towards fewer running, a little each time, and never to a standstill.
+            self._saturated = True
+            less = int(0.95 * min(self._window, target))
+            return min(self._window, max(less, reading.running // 2))
         if self._excessive >= EXCESS_READINGS:
             return self._shrunk(reading, target)
-        if not reading.limited:
-            return self._window
-        starved = reading.seen and reading.waiting <= self._low(reading.running)
-        grown = self._grown(reading, target) if starved else self._window
-        return max(grown, target)
+        grown = self._grown(reading, target) if self._hungry else self._window
+        return max(grown, target) if reading.limited and not self._careful else grown
 
     def _grown(self, reading: _Reading, target: int) -> int:
-        doubling = not self._saturated or self._starved > 1
+        if self._careful:
+            still = self._careful > CAREFUL_READINGS - STILL_READINGS
+            return self._window if still else self._window + max(1, self._window // 16)
+        doubling = not self._saturated or self._hungry > 1
         grown = self._window * 2 if doubling else self._window + max(1, self._window // 4)
         if reading.kv_full:
             return max(self._window, min(grown, target + self._reserve()))
@@ -305,28 +314,12 @@ class WindowController:
         share = 2 if reading.waiting > 2 * EXCESS * self._reserve() else 4
         return min(self._window, goal + max(0, self._window - goal) // share)
 
-    def _yield(self, reading: _Reading, target: int) -> int:
-        """Step back a little with each reading that saw preemptions, else stand still."""
-        self._saturated = True
-        if self._hold < HOLD_READINGS:
-            return self._window
-        return min(self._window, max(reading.running // 2, int(0.95 * min(self._window, target))))
-
     def _reserve(self) -> int:
-        running = max(self._recent, default=0)
-        return math.ceil(
-            max(RESERVE_FLOOR, RESERVE_SHARE * running, RESERVE_S * (self._rate or 0.0))
-        )
-
-    def _low(self, running: int) -> int:
-        """Return how few waiting requests count as none."""
-        return int(max(RESERVE_FLOOR, RESERVE_SHARE * running)) // 4
-
-    def _clamp(self, window: int) -> int:
-        return max(self._minimum, min(self._maximum, window))
+        of_running = RESERVE_SHARE * max(self._recent)
+        return math.ceil(max(RESERVE_FLOOR, of_running, RESERVE_S * (self._rate or 0.0)))
 
 
-def _count_or_none(figure: float | None) -> int | None:
+def _figure(figure: float | None) -> int | None:
     # Typed as a count, but it comes from another program's text.
     if figure is None or not math.isfinite(figure):
         return None

@@ -1,0 +1,108 @@
+"""Attempts: requests in flight, each to its verdict.
+
+Purpose: send one request, apply the table of outcomes, and ask whether the engine is
+dead where the table says so.
+Invariants: every launched flight arrives exactly once; nothing here changes a job.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inbox_daemon import wire
+from inbox_daemon.engine.base import Engine, Reply
+from inbox_daemon.jobrun import JobRun
+from inbox_daemon.outcomes import Action, Verdict, judge
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """One request in flight, and the generation of the engine that it went to."""
+
+    run: JobRun
+    ordinal: int
+    custom_id: str
+    generation: int
+
+    @property
+    def line(self) -> int:
+        """Its line number."""
+        return self.run.line_of(self.ordinal)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """The end of a flight.
+
+    `verdict` is None when the attempt was abandoned; `lost` is True when the engine
+    died under it.
+    """
+
+    flight: Flight
+    verdict: Verdict | None
+    reply: Reply | None = None
+    lost: bool = False
+
+
+class Attempts:
+    """All requests in flight."""
+
+    def __init__(self, engine: Engine, timeout_s: float, wake: Callable[[], None]) -> None:
+        """Send to `engine`; call `wake` whenever something has arrived."""
+        self._engine = engine
+        self._timeout_s = timeout_s
+        self._wake = wake
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._arrived: list[Arrival] = []
+        self._flying: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """How many are in flight, those that have arrived but were not taken included."""
+        return len(self._tasks) + len(self._arrived)
+
+    @property
+    def stale(self) -> bool:
+        """Say whether any flight went to an engine that is gone by now."""
+        current = self._engine.info.generation
+        return any(count for made, count in self._flying.items() if made != current)
+
+    def launch(self, run: JobRun, ordinal: int, request: wire.Request, model: str | None) -> None:
+        """Start one attempt."""
+        flight = Flight(run, ordinal, request.custom_id, self._engine.info.generation)
+        run.start(ordinal)
+        self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
+        body = wire.engine_body(request, model)
+        task = asyncio.create_task(self._fly(flight, request.url, body))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def take(self) -> list[Arrival]:
+        """Hand over what has arrived since the last call."""
+        arrived, self._arrived = self._arrived, []
+        for arrival in arrived:
+            self._flying[arrival.flight.generation] -= 1
+        return arrived
+
+    async def finish(self, grace_s: float) -> None:
+        """Wait for all flights for at most `grace_s` seconds, then abandon the rest."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=grace_s)
+        for task in set(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def _fly(self, flight: Flight, url: str, body: bytes) -> None:
+        arrival = Arrival(flight, None)
+        try:
+            arrival = await self._attempt(flight, url, body)
+        finally:
+            self._arrived.append(arrival)
+            self._wake()
+
+    async def _attempt(self, flight: Flight, url: str, body: bytes) -> Arrival:
+        name = wire.request_id(flight.run.record.id, flight.line)
+        reply = await self._engine.send(url, body, name, self._timeout_s)
+        verdict = judge(reply)
+        lost = verdict.action is Action.PROBE and await self._engine.lost(flight.generation)
+        return Arrival(flight, verdict, reply if isinstance(reply, Reply) else None, lost)

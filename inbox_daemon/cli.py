@@ -1,0 +1,220 @@
+"""The command line.
+
+Purpose: arguments in, documents and words out, an exit status that a script can use.
+Invariants: reading commands change nothing and need no daemon; `--json` writes one
+JSON document to stdout and nothing else; errors go to stderr as one sentence.
+Exit status: 0 done · 1 refused, unhealthy or not found · 2 wrong usage, configuration
+or environment · 3 finished, but some requests ended as dead letters.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inbox_daemon import __version__
+from inbox_daemon import config as configuration
+from inbox_daemon.config import Config
+from inbox_daemon.errors import Blame, InboxDaemonError
+
+REFUSED, USAGE, DEAD_LETTERS = 1, 2, 3
+
+app = typer.Typer(
+    name="inbox-daemon",
+    help="A durable batch queue for one desktop GPU, driven by nothing but files.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The configuration file (TOML)."),
+]
+SpoolOption = Annotated[
+    Path | None, typer.Option("--spool", metavar="DIR", help="The spool; overrides the key.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON for a program.")]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE…", help="JSONL files.")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn an error made on purpose into one sentence and an exit status."""
+    try:
+        yield
+    except InboxDaemonError as error:
+        typer.echo(f"inbox-daemon: {error.message}", err=True)
+        raise typer.Exit(REFUSED if error.blame is Blame.SENDER else USAGE) from None
+
+
+def _load(config: Path | None, spool: Path | None) -> Config:
+    return configuration.load(config, spool=spool)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"inbox-daemon {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(config: ConfigOption = None, spool: SpoolOption = None) -> None:
+    """Make the spool's folders and a commented configuration file."""
+    from inbox_daemon import setup
+
+    with _errors():
+        for line in setup.init(config, spool):
+            typer.echo(line)
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log details too.")] = False,
+) -> None:
+    """Run the daemon in the foreground."""
+    from inbox_daemon import daemon, logs
+
+    logs.set_up(verbose=verbose)
+    with _errors():
+        daemon.serve(_load(config, spool))
+
+
+@app.command()
+def submit(
+    files: FilesArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the answers.")] = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """Drop files into inbox/, each whole; with --wait, show the progress to the end."""
+    from inbox_daemon import display
+    from inbox_daemon import submit as submitting
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        place = Spool(_load(config, spool).spool)
+        dropped = [submitting.drop(place, path) for path in files]
+    for drop in dropped:
+        typer.echo(f"dropped {drop.name}.jsonl into {place.inbox}", err=True)
+    if wait:
+        outcomes = display.follow(place, dropped)
+        raise typer.Exit(max(display.print_outcome(place, o) for o in outcomes))
+
+
+@app.command()
+def validate(files: FilesArgument, config: ConfigOption = None, spool: SpoolOption = None) -> None:
+    """Check files with the daemon's own checks; nothing is dropped."""
+    from inbox_daemon import checking
+
+    with _errors():
+        settings = _load(config, spool)
+        failed = [path for path in files if not checking.check(path, settings, typer.echo)]
+    if failed:
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def status(
+    *, json: JsonOption = False, config: ConfigOption = None, spool: SpoolOption = None
+) -> None:
+    """Show the service's health; exit 1 when it is unhealthy or no daemon runs."""
+    from inbox_daemon import display, documents, views
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        place = Spool(_load(config, spool).spool)
+    found = views.service_status(place)
+    if found is None:
+        typer.echo(f"no daemon has run on {place.root}; `inbox-daemon run` starts one", err=True)
+        raise typer.Exit(REFUSED)
+    if json:
+        _write(documents.pretty(found))
+    else:
+        display.print_status(found)
+    if not views.is_fresh(found) or found.status == "unhealthy":
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def jobs(
+    *, json: JsonOption = False, config: ConfigOption = None, spool: SpoolOption = None
+) -> None:
+    """List all jobs: active, finished and refused."""
+    from inbox_daemon import display, views
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        found = views.list_jobs(Spool(_load(config, spool).spool))
+    if json:
+        _write(display.jobs_json(found))
+    else:
+        display.print_jobs(found)
+
+
+@app.command()
+def job(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A job's name or id.")],
+    *,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """Show one job, the newest of that name."""
+    from inbox_daemon import display, documents, views
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        place = Spool(_load(config, spool).spool)
+    found = views.find_jobs(place, name)
+    if not found:
+        typer.echo(f"no job named {name!a} left a trace; `inbox-daemon jobs` lists all", err=True)
+        raise typer.Exit(REFUSED)
+    if json:
+        _write(documents.pretty(found[-1].status))
+    else:
+        display.print_job(found[-1], place)
+
+
+@app.command()
+def schema(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A document's name.")] = None,
+    every: Annotated[
+        Path | None, typer.Option("--all", metavar="DIR", help="Write all schemas into DIR.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a document, or write all of them."""
+    from inbox_daemon import setup
+
+    with _errors():
+        if every is not None:
+            setup.write_schemas(every)
+        else:
+            _write(setup.schema_text(name))
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,259 @@
+"""TOML and environment to one frozen, checked Config.
+
+Purpose: everything that can be set, its default and its bounds, in one place.
+Invariants: an unknown key is refused with the nearest known one named; a value out
+of bounds is refused with the key's full name; the object never changes afterwards.
+Precedence, highest first: the command line, the environment
+(`INBOX_DAEMON_ENGINE__MODEL=…`), the TOML file, the defaults below.
+Known limit: a list or a table in the environment is written as JSON.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from inbox_daemon.errors import ConfigError
+
+DEFAULT_PATH = Path("/etc/inbox-daemon/config.toml")
+PATH_VARIABLE = "INBOX_DAEMON_CONFIG"
+ENV_PREFIX = "INBOX_DAEMON_"
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Celsius = Annotated[int, Field(ge=1, le=150)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IntakeConfig(_Section):
+    """When a drop counts as complete, and what happens to one that cannot be taken."""
+
+    settle_s: Seconds = 2.0
+    scan_interval_s: Seconds = 2.0
+    incomplete_s: Seconds = 300
+    on_full: Literal["reject", "hold"] = "reject"
+    on_invalid_line: Literal["reject", "dead_letter"] = "reject"
+    dedup_days: Annotated[float, Field(ge=0)] = 7
+
+
+class LimitsConfig(_Section):
+    """How much one line, one job and the whole queue may hold."""
+
+    max_file_bytes: Count = 209_715_200
+    max_line_bytes: Count = 1_048_576
+    # orjson itself stops at 1,024 levels, so a higher limit could not be kept.
+    max_json_depth: Annotated[int, Field(ge=2, le=1000)] = 64
+    max_requests_per_job: Count = 50_000
+    max_queue_depth: Count = 5
+    max_total_queued_requests: Count = 100_000
+
+
+class EngineConfig(_Section):
+    """The child process that answers requests: vLLM's server unless `command` is set."""
+
+    model: str = ""
+    served_model_name: str = ""
+    args: list[str] = []
+    command: list[str] = []
+    start_timeout_s: Seconds = 900
+    env: dict[str, str] = {}
+
+    @property
+    def served_name(self) -> str:
+        """The model name that requests use; empty when nothing was configured."""
+        return self.served_model_name or Path(self.model).name
+
+
+class EndpointConfig(_Section):
+    """A server that someone else runs, instead of a child."""
+
+    url: str = ""
+
+    @model_validator(mode="after")
+    def _check_url(self) -> Self:
+        if self.url and not re.match(r"(unix:/|https?://[^/])", self.url):
+            msg = "must be unix:/absolute/path, http://host:port or https://host:port"
+            raise ValueError(msg)
+        return self
+
+
+class RunConfig(_Section):
+    """How requests are tried and how often results are made to count."""
+
+    max_attempts: Count = 3
+    request_timeout_s: Seconds = 600
+    commit_interval_s: Seconds = 1.0
+    drain_s: Annotated[float, Field(ge=0, le=25)] = 10.0
+    chunk_min: Count = 500
+    chunk_max: Count = 5000
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.chunk_min > self.chunk_max:
+            msg = "chunk_min must not be above chunk_max"
+            raise ValueError(msg)
+        return self
+
+
+class GpuConfig(_Section):
+    """Which card, and the temperatures at which it is spared."""
+
+    index: Annotated[int, Field(ge=0)] = 0
+    warn_c: Celsius = 80
+    stop_c: Celsius = 87
+    resume_c: Celsius = 75
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if not self.resume_c < self.warn_c < self.stop_c:
+            msg = "resume_c must be below warn_c, and warn_c below stop_c"
+            raise ValueError(msg)
+        return self
+
+
+class StatusConfig(_Section):
+    """How often outbox/status.json is replaced at least."""
+
+    interval_s: Seconds = 5
+
+
+class Config(BaseSettings):
+    """The whole configuration, checked and frozen."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+    )
+
+    spool: Path = Path("/srv/inbox-daemon")
+    intake: IntakeConfig = IntakeConfig()
+    limits: LimitsConfig = LimitsConfig()
+    engine: EngineConfig = EngineConfig()
+    endpoint: EndpointConfig = EndpointConfig()
+    run: RunConfig = RunConfig()
+    gpu: GpuConfig = GpuConfig()
+    status: StatusConfig = StatusConfig()
+
+    @model_validator(mode="after")
+    def _check_spool(self) -> Self:
+        if not self.spool.is_absolute():
+            msg = "spool must be an absolute path"
+            raise ValueError(msg)
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment before the file; .env files and secret folders are not read."""
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, settings_cls.model_config.get("toml_file")),
+        )
+
+
+def load(path: Path | None = None, *, spool: Path | None = None) -> Config:
+    """Read the configuration.
+
+    `path` is the command line's `--config`; None means `$INBOX_DAEMON_CONFIG`, then
+    /etc/inbox-daemon/config.toml, then the defaults.  `spool` overrides the key.
+
+    Raises ConfigError: the file is missing, is not TOML, or holds a key or a value
+    that is not accepted.
+    """
+    source = config_path(path)
+    _refuse_unknown_variables()
+    overrides: dict[str, Any] = {} if spool is None else {"spool": Path(spool).absolute()}
+    try:
+        return _config_class(source)(**overrides)
+    except ValidationError as error:
+        raise ConfigError("config_invalid", _explain(error, source)) from None
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{source} is not TOML: {error}"
+        raise ConfigError("config_invalid", msg) from None
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{source} cannot be read: {error}"
+        raise ConfigError("config_unreadable", msg) from None
+
+
+def config_path(path: Path | None = None) -> Path | None:
+    """Say which file counts: the argument, the environment's, the system's, or none.
+
+    Raises ConfigError: a file was named that does not exist.
+    """
+    named = path or (Path(os.environ[PATH_VARIABLE]) if os.environ.get(PATH_VARIABLE) else None)
+    if named is None:
+        return DEFAULT_PATH if DEFAULT_PATH.is_file() else None
+    if not named.is_file():
+        msg = f"there is no configuration file {named}; `inbox-daemon init` writes one"
+        raise ConfigError("config_missing", msg)
+    return named
+
+
+def known_keys() -> list[str]:
+    """Every key by its full dotted name, in the order of this module."""
+    names = []
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            names += [f"{name}.{key}" for key in section.model_fields]
+        else:
+            names.append(name)
+    return names
+
+
+def _config_class(source: Path | None) -> type[Config]:
+    class FileConfig(Config):
+        model_config = SettingsConfigDict(toml_file=source)
+
+    return FileConfig
+
+
+def _refuse_unknown_variables() -> None:
+    known = {ENV_PREFIX + key.upper().replace(".", "__") for key in known_keys()}
+    known |= {ENV_PREFIX + key.split(".")[0].upper() for key in known_keys()} | {PATH_VARIABLE}
+    for name in os.environ:
+        if not name.startswith(ENV_PREFIX) or name in known:
+            continue
+        if name.startswith(ENV_PREFIX + "ENGINE__ENV__"):
+            continue
+        msg = f"the environment sets {name}, which is no setting.{_nearest(name, known)}"
+        raise ConfigError("config_invalid", msg)
+
+
+def _explain(error: ValidationError, source: Path | None) -> str:
+    where = source or "the environment"
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "config"
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{key} is no setting.{_nearest(key, known_keys())}")
+        else:
+            lines.append(f"{key}: {fault['msg']} (got {fault['input']!r})"[:300])
+    return f"{where} cannot be used: " + "; ".join(lines)
+
+
+def _nearest(name: str, known: "set[str] | list[str]") -> str:
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]}?" if matches else ""

@@ -1,0 +1,257 @@
+"""The daemon: the parts put together, from start to drain.
+
+Purpose: start-up, the loops, signals, shutdown; nothing here decides about a job.
+Invariants: one daemon a spool (the lock); a loop that ends by an exception ends the
+daemon, so that systemd starts it anew and recovery runs; the first signal drains, the
+second leaves at once; a heartbeat is sent only while the loops turn.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sdnotify
+
+from inbox_daemon import __version__, documents, publish
+from inbox_daemon.config import Config
+from inbox_daemon.engine import open_engine
+from inbox_daemon.engine.base import Engine
+from inbox_daemon.governor import Governor
+from inbox_daemon.gpu import Gpu, open_gpu
+from inbox_daemon.intake import Intake
+from inbox_daemon.jobqueue import JobQueue
+from inbox_daemon.jobrun import JobRun
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.recovery import recover
+from inbox_daemon.runner import Runner
+from inbox_daemon.spool import Spool
+from inbox_daemon.status import Reporter
+from inbox_daemon.validation import Served
+
+log = logging.getLogger("inbox_daemon")
+
+TICK_S = 0.5
+GPU_TICK_S = 2.0
+MIN_STATUS_GAP_S = 0.2
+STALLED_S = 30.0
+_FORCED = 3
+
+
+@dataclass(slots=True)
+class Daemon:
+    """All parts of one running daemon."""
+
+    config: Config
+    spool: Spool
+    ledger: Ledger
+    queue: JobQueue
+    engine: Engine
+    governor: Governor
+    gpu: Gpu
+    changed: asyncio.Event
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    runner: Runner = field(init=False)
+    intake: Intake = field(init=False)
+    reporter: Reporter = field(init=False)
+    _notifier: sdnotify.SystemdNotifier = field(default_factory=sdnotify.SystemdNotifier)
+
+    def __post_init__(self) -> None:
+        """Join the parts that need each other."""
+        self.runner = Runner(
+            self.config,
+            self.spool,
+            self.ledger,
+            self.queue,
+            self.engine,
+            self.governor,
+            self._publish,
+        )
+        self.intake = Intake(
+            self.config, self.spool, self.ledger, self.queue, self._served, self._on_change
+        )
+        self.reporter = Reporter(self.config, self.queue, self.runner, self.intake, self.governor)
+
+    # -- what the parts ask of each other -------------------------------------------
+
+    def _on_change(self) -> None:
+        self.changed.set()
+        self.runner.wake()
+
+    def _served(self) -> Served:
+        configured = self.config.engine.served_name
+        models = self.engine.info.models
+        default = configured or (models[0] if models else None)
+        return Served(default, frozenset(filter(None, [configured, *models])))
+
+    async def _publish(self, run: JobRun) -> None:
+        record = await asyncio.to_thread(publish.publish, run.record, self.spool, self.ledger)
+        run.close()
+        self.queue.remove(record.id)
+        self.queue.note(documents.recent_finished(record))
+        self.intake.wake()
+        self._on_change()
+
+    # -- the loops ------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until told to stop, then drain.
+
+        Raises whatever ended a loop.
+        """
+        engine = asyncio.create_task(self.engine.run(), name="engine")
+        helpers = [
+            asyncio.create_task(self._read_engine(), name="engine readings"),
+            asyncio.create_task(self._read_gpu(), name="gpu readings"),
+            asyncio.create_task(self._report(), name="status"),
+        ]
+        loops = [
+            asyncio.create_task(self.runner.run(), name="runner"),
+            asyncio.create_task(self.intake.run(), name="intake"),
+        ]
+        stop = asyncio.create_task(self.stop.wait(), name="stop")
+        self._notifier.notify("READY=1")
+        try:
+            await asyncio.wait([engine, *helpers, *loops, stop], return_when="FIRST_COMPLETED")
+            _raise_ended([engine, *helpers, *loops])
+            await self._drain(loops)
+        finally:
+            await _cancel([stop, engine, *helpers, *loops])
+            await self._write_status()
+
+    async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
+        log.info("draining", extra={"in_flight": self.runner.in_flight})
+        self._notifier.notify("STOPPING=1")
+        self.reporter.stopping = True
+        self.intake.stop()
+        self.changed.set()
+        await self.runner.drain(self.config.run.drain_s)
+        await asyncio.gather(*loops)
+
+    async def _read_engine(self) -> None:
+        """Give the governor the engine's figures, and the runner its state, as they come."""
+        finished, state = 0, None
+        while True:
+            await asyncio.sleep(TICK_S)
+            info = self.engine.info
+            done, finished = self.runner.finished - finished, self.runner.finished
+            before = self.governor.window
+            self.governor.read_engine(info.load, self.runner.in_flight, done, time.monotonic())
+            if self.governor.window > before or info.state is not state:
+                self.runner.wake()
+            state = info.state
+
+    async def _read_gpu(self) -> None:
+        while True:
+            sample = await asyncio.to_thread(self.gpu.sample, self.engine.info.pids)
+            if (sample is None) != (self.reporter.gpu is None):
+                self.changed.set()
+            self.reporter.gpu = sample
+            self.governor.read_gpu(sample)
+            await asyncio.sleep(GPU_TICK_S)
+
+    async def _report(self) -> None:
+        """Write the status at each change and at least each interval; beat while all turns."""
+        while True:
+            await self._write_status()
+            if self._alive():
+                self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(MIN_STATUS_GAP_S)
+            patience = self.config.status.interval_s - MIN_STATUS_GAP_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), max(patience, MIN_STATUS_GAP_S))
+            self.changed.clear()
+
+    async def _write_status(self) -> None:
+        document = self.reporter.build(self.engine.info, time.monotonic())
+        self._notifier.notify(f"STATUS={self.reporter.headline(self.engine.info)[:200]}")
+        try:
+            await asyncio.to_thread(self.spool.write_service_status, documents.pretty(document))
+        except OSError as error:  # the health file must not take the work down with it
+            log.exception("status_not_written", extra={"reason": str(error)})
+
+    def _alive(self) -> bool:
+        """Say whether the runner's loop has turned lately: a hang must show."""
+        return time.monotonic() - self.runner.turned_at < STALLED_S
+
+
+def _raise_ended(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done():
+            log.error("loop_ended", extra={"loop": task.get_name()})
+            task.result()
+            msg = f"the {task.get_name()} loop ended by itself; this is a bug, please report it"
+            raise RuntimeError(msg)
+
+
+async def _cancel(tasks: list[asyncio.Task[bool] | asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+def serve(config: Config) -> None:
+    """Run the daemon in the foreground until a signal ends it.
+
+    Raises OperatorError: spool, ledger or configuration stand in the way.
+    """
+    os.umask(0o027)
+    # A lease that is broken while we ask for it announces itself by SIGIO, whose
+    # default is death.
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    spool = Spool(config.spool)
+    spool.create()
+    spool.check()
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
+    spool.lock({"pid": os.getpid(), "since": since})
+    log.info("starting", extra={"version": __version__, "spool": str(spool.root)})
+    ledger = Ledger(spool.ledger)
+    try:
+        queue = recover(spool, ledger)
+        asyncio.run(_main(config, spool, ledger, queue))
+    finally:
+        ledger.close()
+        spool.unlock()
+    log.info("stopped")
+
+
+async def _main(config: Config, spool: Spool, ledger: Ledger, queue: JobQueue) -> None:
+    changed = asyncio.Event()
+    daemon = Daemon(
+        config=config,
+        spool=spool,
+        ledger=ledger,
+        queue=queue,
+        engine=open_engine(config, state_dir(spool), on_change=changed.set),
+        governor=Governor(config),
+        gpu=open_gpu(config.gpu.index),
+        changed=changed,
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, daemon)
+    try:
+        await daemon.run()
+    finally:
+        daemon.gpu.close()
+
+
+def state_dir(spool: Spool) -> Path:
+    """Where the engine's start record lies."""
+    return spool.ledger
+
+
+def _on_signal(daemon: Daemon) -> None:
+    """The first signal drains, the second leaves at once."""
+    if daemon.stop.is_set():
+        log.warning("leaving_at_once")
+        daemon.engine.kill()
+        os._exit(_FORCED)
+    log.info("stopping")
+    daemon.stop.set()

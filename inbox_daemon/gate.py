@@ -1,0 +1,184 @@
+"""The gate: whether a drop is complete, a regular file, and ours to take.
+
+Purpose: decide on one entry of inbox/ before anything of it is copied.
+Invariants: nothing is moved or written here; whatever an entry is, the answer is one
+of Pass, Wait (with the reason that the status shows) and Refuse; a name is escaped
+before it is put into words.
+Known limit: a foreign file's writer cannot be seen where leases are refused to us;
+then only quiet counts, five-fold.
+"""
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+
+import orjson
+from pydantic import ValidationError
+
+from inbox_daemon import durable
+from inbox_daemon.config import Config
+from inbox_daemon.limits import check_bytes
+from inbox_daemon.model import NAME_PATTERN, Fault, ReadyMarker
+from inbox_daemon.settling import Signature
+from inbox_daemon.spool import Spool
+from inbox_daemon.watch import Entry, Kind
+
+READY_SUFFIX = ".ready"
+JOB_SUFFIX = ".jsonl"
+_MARKER_BYTES = 4096
+_NAME = re.compile(NAME_PATTERN)
+# outbox/status.json is the service's own.
+_RESERVED = frozenset({"status.json.jsonl"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The drop may be claimed: its open descriptor, which the caller closes.
+
+    `sha256` is what the sender's own marker promises.
+    """
+
+    fd: int
+    signature: Signature
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The drop stays where it is; `why` is for the status.
+
+    `overdue` is the fault to refuse it with once it has not changed for too long;
+    None: it is left for good.
+    """
+
+    why: str
+    overdue: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The drop will never be taken as it is."""
+
+    fault: Fault
+
+
+def escape(name: str) -> str:
+    """A file's name in printable ASCII, for logs and documents."""
+    return ascii(name)[1:-1]
+
+
+def safe_stem(name: str) -> str:
+    """A stem that is safe as a file's name, close to the one that was dropped."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", name.removesuffix(JOB_SUFFIX)).lstrip("._-")
+    stem = stem[:120] or "unnamed"
+    return f"{stem}_" if f"{stem}{JOB_SUFFIX}" in _RESERVED else stem
+
+
+def is_job_name(name: str) -> bool:
+    """Say whether a file of that name can be a job."""
+    return bool(_NAME.fullmatch(name)) and name not in _RESERVED and "\n" not in name
+
+
+def check_entry(entry: Entry) -> Wait | None:
+    """Judge an entry by its name and kind alone; None when it may be opened."""
+    if entry.kind is not Kind.FILE:
+        return Wait(f"it is a {entry.kind}, not a regular file: only those are taken")
+    if entry.name.startswith("."):
+        return Wait("its name starts with a dot: rename it when it is complete")
+    if not is_job_name(entry.name):
+        message = (
+            "a job's name has 1 to 120 of the characters A-Z a-z 0-9 . _ - , starts with a "
+            "letter or digit and ends in .jsonl; rename the file"
+        )
+        return Wait(message, Fault(code="bad_name", message=message))
+    if entry.nlink != 1:
+        return Wait(f"it has {entry.nlink} links: remove the others, or copy the file in")
+    return None
+
+
+def check_drop(
+    spool: Spool, entry: Entry, config: Config, *, settled: bool
+) -> Pass | Wait | Refuse:
+    """Open a drop and hold it to every sign of completeness.
+
+    `settled` says whether its signature has been the same for long enough; with a
+    matching `NAME.ready` marker that is not needed.
+    """
+    marker = read_marker(spool, entry.name)
+    if isinstance(marker, Wait) or (marker is None and not settled):
+        return marker or Wait("it has not been quiet for settle_s yet")
+    try:
+        fd = spool.open_drop(entry.name)
+    except OSError as error:
+        return Wait(f"it cannot be opened: {error.strerror}")
+    verdict = _check_open(fd, entry, config, marker)
+    if not isinstance(verdict, Pass):
+        os.close(fd)
+    return verdict
+
+
+def _check_open(
+    fd: int, entry: Entry, config: Config, marker: ReadyMarker | None
+) -> Pass | Wait | Refuse:
+    found = os.fstat(fd)
+    signature = Signature.of(found)
+    if signature != entry.signature or not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        return Wait("it has just changed")
+    if marker is not None and marker.bytes != found.st_size:
+        message = f"the marker promises {marker.bytes} bytes and the file has {found.st_size}"
+        return Wait(message, Fault(code="truncated", message=message + "; send both again"))
+    if durable.has_writer(fd):
+        return Wait("a process has it open for writing")
+    if marker is None and (incomplete := _incomplete(fd, found, config)):
+        return incomplete
+    fault = check_bytes(found.st_size, config.limits)
+    if fault is not None:
+        return Refuse(fault)
+    return Pass(fd, signature, marker.sha256 if marker else None)
+
+
+def _incomplete(fd: int, found: os.stat_result, config: Config) -> Wait | None:
+    """The marks of an interrupted transfer: rsync's zero mtime, or a cut last line."""
+    if found.st_mtime_ns == 0:
+        why = "its transfer was interrupted (its mtime is 0)"
+    elif not _ends_whole(fd, found.st_size, config.limits.max_line_bytes):
+        why = "its last line is cut: it has no newline and is no valid JSON"
+    else:
+        return None
+    return Wait(why, Fault(code="truncated", message=f"{why}; send the file again"))
+
+
+def _ends_whole(fd: int, size: int, max_line_bytes: int) -> bool:
+    tail = os.pread(fd, 1, max(size - 1, 0))
+    if tail in {b"\n", b""}:
+        return True
+    start = max(size - max_line_bytes - 1, 0)
+    tail = os.pread(fd, size - start, start)
+    last = tail[tail.rfind(b"\n") + 1 :]
+    if len(last) > max_line_bytes:  # over the limit: the validator says so
+        return True
+    try:
+        orjson.loads(last)
+    except orjson.JSONDecodeError:
+        return not last.strip()
+    return True
+
+
+def read_marker(spool: Spool, name: str) -> ReadyMarker | Wait | None:
+    """The sender's own word on its file; None when there is no marker."""
+    try:
+        fd = spool.open_drop(name + READY_SUFFIX)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Wait(f"its marker cannot be opened: {error.strerror}")
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return Wait("its marker is no regular file")
+        return ReadyMarker.model_validate(orjson.loads(os.read(fd, _MARKER_BYTES)))
+    except (orjson.JSONDecodeError, ValidationError):
+        message = 'its marker must hold {"bytes": …, "sha256": "…"}'
+        return Wait(message, Fault(code="bad_marker", message=message + "; send both again"))
+    finally:
+        os.close(fd)

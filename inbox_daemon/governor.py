@@ -1,0 +1,55 @@
+"""The governor: how much may be in flight, and how much is admitted at a time.
+
+Purpose: join the pure controllers of chunking.py with the newest readings of the
+engine and the card into the two figures that the runner obeys.
+Invariants: no I/O and no clock; a reading that is missing never stops the work.
+"""
+
+from inbox_daemon.chunking import OPEN, ChunkSizer, ThermalGovernor, WindowController
+from inbox_daemon.config import Config
+from inbox_daemon.engine.base import Load
+from inbox_daemon.gpu import GpuSample
+
+MIN_WINDOW = 8
+MAX_WINDOW = 4096
+_HEAT = frozenset({"hw_thermal", "sw_thermal"})
+
+
+class Governor:
+    """The window and the chunk size, as the newest readings have them."""
+
+    def __init__(self, config: Config) -> None:
+        """Start with the window's default and the largest chunk."""
+        self._controller = WindowController(MIN_WINDOW, MAX_WINDOW)
+        self._sizer = ChunkSizer(config.run.chunk_min, config.run.chunk_max)
+        self._thermal = ThermalGovernor(config.gpu.warn_c, config.gpu.stop_c, config.gpu.resume_c)
+        self._allowance = OPEN
+        self.chunk_size = config.run.chunk_max
+
+    @property
+    def window(self) -> int:
+        """How many requests may be in flight now; 0 while the card is too hot."""
+        return self._allowance.apply(self._controller.window)
+
+    @property
+    def closed(self) -> bool:
+        """Say whether nothing may be sent."""
+        return self.window == 0
+
+    @property
+    def reason(self) -> str | None:
+        """Why the window is smaller than the engine could use; None when it is not."""
+        return self._allowance.reason or None
+
+    def read_engine(self, load: Load, in_flight: int, finished_since: int, now: float) -> None:
+        """Take a reading of the engine; `now` in seconds of the monotonic clock."""
+        self._controller.update(load, in_flight, finished_since, now)
+
+    def read_gpu(self, sample: GpuSample | None) -> None:
+        """Take a reading of the card; None when there is none."""
+        if sample is None:
+            self._allowance = OPEN
+            return
+        throttled = bool(_HEAT & set(sample.throttle_reasons))
+        self._allowance = self._thermal.update(sample.temperature_c, throttled=throttled)
+        self.chunk_size = self._sizer.update(sample.others_percent)

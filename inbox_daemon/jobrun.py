@@ -1,0 +1,300 @@
+"""One running job in memory: its lines, which of them are open, and its journal.
+
+Purpose: everything the runner knows of a job beyond what is persisted.
+Invariants: each request carries exactly one mark; what was not committed is never
+shown as progress; a request is started only below the committed admission mark, so
+a crash knows which ones may have run; memory is some bytes a request, whatever its
+line holds, because lines are read from the disk when they are sent.
+Words: a *line* is a 1-based number in the file, an *ordinal* a 0-based count of
+requests; they differ where the file has blank lines.
+"""
+
+import heapq
+import os
+from array import array
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+from inbox_daemon.journal import Journal
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.model import Fault, Usage
+from inbox_daemon.records import Checkpoint, DeadLetter, Entry, JobRecord, Progress, RetryRecord
+from inbox_daemon.spool import Spool
+from inbox_daemon.states import Outcome
+
+OPEN, IN_FLIGHT, RETRYING, ENDED = range(4)
+_READ_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one commit takes of one job: journal lines first, then the checkpoint."""
+
+    checkpoint: Checkpoint
+    lines: list[bytes]
+    length: int
+    due: list[tuple[float, int]]
+
+
+class JobRun:
+    """A job between its start and its publication."""
+
+    def __init__(self, record: JobRecord, spool: Spool, ledger: Ledger) -> None:
+        """Load a job from running/<id>, wherever it was left; blocks, use a thread.
+
+        Raises LedgerError: committed results are missing from the disk; OSError.
+        """
+        self.record = record
+        self.progress = ledger.progress(record.id)
+        self.invalid: dict[int, Fault] = ledger.invalid(record.id) if record.invalid else {}
+        self.retries: dict[int, RetryRecord] = ledger.retries(record.id)
+        self.in_flight = 0
+        self._fd = os.open(spool.input_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
+        self._lines, self._starts = index_lines(self._fd)
+        self._marks = bytearray(len(self._lines))
+        self._completed, self._failed = self.progress.completed, self.progress.failed
+        self._tokens_in = self.progress.input_tokens
+        self._tokens_out = self.progress.output_tokens
+        self._recoveries = self.progress.recoveries + (self.progress.admitted > 0)
+        self._admitted = self._limit = bisect_right(self._lines, self.progress.admitted)
+        self._cursor = 0
+        self._due: list[tuple[float, int]] = []
+        self._restore(ledger)
+        self.journal = Journal(spool.results_path(record.id), self.progress.committed)
+        self._clear_pending()
+
+    def _clear_pending(self) -> None:
+        self._entries: list[tuple[int, Entry]] = []
+        self._new_retries: dict[int, RetryRecord] = {}
+        self._new_dead: list[DeadLetter] = []
+        self._new_due: list[tuple[float, int]] = []
+
+    def _restore(self, ledger: Ledger) -> None:
+        """Take up the outcomes and failures that were committed before."""
+        for line, _ in ledger.all_entries(self.record.id):
+            self._marks[self.ordinal_of(line)] = ENDED
+            self.retries.pop(line, None)
+        for line in self.retries:  # the backoff is over: the daemon was down meanwhile
+            self._marks[self.ordinal_of(line)] = RETRYING
+            heapq.heappush(self._due, (0.0, self.ordinal_of(line)))
+
+    def close(self) -> None:
+        """Close the files; what was not committed is dropped."""
+        self.journal.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # -- figures --------------------------------------------------------------------
+
+    @property
+    def total(self) -> int:
+        """How many requests the job has."""
+        return len(self._lines)
+
+    @property
+    def retrying(self) -> int:
+        """How many requests wait for a further attempt."""
+        return len(self._due) + len(self._new_due)
+
+    @property
+    def complete(self) -> bool:
+        """Say whether every request has its outcome, committed."""
+        return self.progress.ended == self.total
+
+    @property
+    def startable(self) -> int:
+        """How many new requests could be started before the next chunk is needed."""
+        return self._limit - self._cursor
+
+    @property
+    def fully_admitted(self) -> bool:
+        """Say whether no further chunk is left."""
+        return self._admitted >= self.total
+
+    @property
+    def pending(self) -> int:
+        """How many outcomes and failures the next commit would make count."""
+        return len(self._entries) + len(self._new_retries)
+
+    @property
+    def admitting(self) -> bool:
+        """Say whether a chunk waits for the commit that lets it start."""
+        return self._admitted != self._limit
+
+    @property
+    def urgent(self) -> bool:
+        """Say whether a commit is worth more now than later: a chunk waits, or the end."""
+        ended = self._completed + self._failed == self.total and self.pending > 0
+        return self.admitting or ended
+
+    @property
+    def dirty(self) -> bool:
+        """Say whether a commit would change anything."""
+        return self.pending > 0 or self.admitting
+
+    # -- lines ----------------------------------------------------------------------
+
+    def line_of(self, ordinal: int) -> int:
+        """The 1-based line number of a request."""
+        return self._lines[ordinal]
+
+    def ordinal_of(self, line: int) -> int:
+        """The request at a line number.
+
+        Raises KeyError: that line holds no request.
+        """
+        ordinal = bisect_left(self._lines, line)
+        if ordinal == len(self._lines) or self._lines[ordinal] != line:
+            raise KeyError(line)
+        return ordinal
+
+    def is_open(self, line: int) -> bool:
+        """Say whether a line is a request without an outcome."""
+        return self._marks[self.ordinal_of(line)] != ENDED
+
+    def read(self, ordinal: int) -> bytes:
+        """A request's line, without its newline."""
+        return read_line(self._fd, self._starts[ordinal])
+
+    # -- admission ------------------------------------------------------------------
+
+    def admit_chunk(self, size: int) -> tuple[int, int]:
+        """Let the next `size` requests be started once the next commit has returned.
+
+        Returns their first and last line number.
+        """
+        first = self._admitted
+        self._admitted = min(first + size, self.total)
+        return self._lines[first], self._lines[self._admitted - 1]
+
+    def next_ordinal(self, now: float) -> int | None:
+        """The request to start now: one whose backoff is over, else the next new one.
+
+        `now` is in seconds of the monotonic clock.
+        """
+        if self._due and self._due[0][0] <= now:
+            return heapq.heappop(self._due)[1]
+        while self._cursor < self._limit:
+            ordinal = self._cursor
+            self._cursor += 1
+            if self._marks[ordinal] == OPEN:
+                return ordinal
+        return None
+
+    def next_due(self) -> float | None:
+        """When the next backoff is over, in seconds of the monotonic clock."""
+        return self._due[0][0] if self._due else None
+
+    def claim_suspect(self, ordinal: int) -> bool:
+        """Take a request out of the normal order for the hunt; False if it may not run."""
+        if self._marks[ordinal] in {ENDED, IN_FLIGHT}:
+            return False
+        self._due = [entry for entry in self._due if entry[1] != ordinal]
+        heapq.heapify(self._due)
+        return all(entry[1] != ordinal for entry in self._new_due)
+
+    def start(self, ordinal: int) -> None:
+        """Mark a request as in flight."""
+        self._marks[ordinal] = IN_FLIGHT
+        self.in_flight += 1
+
+    # -- outcomes -------------------------------------------------------------------
+
+    def abandon(self, ordinal: int) -> None:
+        """Put a request that was in flight back among the open ones, uncharged."""
+        self._leave(ordinal, RETRYING)
+        heapq.heappush(self._due, (0.0, ordinal))
+
+    def fail(self, ordinal: int, record: RetryRecord, due: float) -> None:
+        """Charge a failed attempt; the next may start at `due`, once this is committed."""
+        self._leave(ordinal, RETRYING)
+        line = self._lines[ordinal]
+        self.retries[line] = self._new_retries[line] = record
+        self._new_due.append((due, ordinal))
+
+    def succeed(self, ordinal: int, output: bytes, usage: Usage | None) -> None:
+        """Take a result."""
+        self._end(ordinal, output, Outcome.RESULT, retryable=False)
+        self._completed += 1
+        if usage is not None:
+            self._tokens_in += usage.input_tokens
+            self._tokens_out += usage.output_tokens
+
+    def bury(self, ordinal: int, output: bytes, letter: DeadLetter, *, retryable: bool) -> None:
+        """Take a dead letter; `retryable` says whether its line belongs in retry.jsonl."""
+        self._end(ordinal, output, Outcome.DEAD, retryable=retryable)
+        self._new_dead.append(letter)
+        self._failed += 1
+
+    def _end(self, ordinal: int, output: bytes, outcome: Outcome, *, retryable: bool) -> None:
+        self._leave(ordinal, ENDED)
+        line = self._lines[ordinal]
+        offset, length = self.journal.append(output)
+        self._entries.append((line, Entry(offset, length, outcome, retryable)))
+        self.retries.pop(line, None)
+        self._new_retries.pop(line, None)
+
+    def _leave(self, ordinal: int, mark: int) -> None:
+        if self._marks[ordinal] == IN_FLIGHT:
+            self.in_flight -= 1
+        self._marks[ordinal] = mark
+
+    # -- commit ---------------------------------------------------------------------
+
+    def take_batch(self) -> Batch:
+        """Hand over everything that is not committed yet."""
+        lines, length = self.journal.take()
+        progress = Progress(
+            committed=length,
+            admitted=self._lines[self._admitted - 1] if self._admitted else 0,
+            completed=self._completed,
+            failed=self._failed,
+            input_tokens=self._tokens_in,
+            output_tokens=self._tokens_out,
+            recoveries=self._recoveries,
+        )
+        checkpoint = Checkpoint(
+            self.record.id, progress, self._entries, self._new_retries, self._new_dead
+        )
+        batch = Batch(checkpoint, lines, length, self._new_due)
+        self._clear_pending()
+        return batch
+
+    def committed(self, batch: Batch) -> None:
+        """Take note that the batch counts: retries may start, and the next chunk."""
+        self.progress = batch.checkpoint.progress
+        self._limit = bisect_right(self._lines, self.progress.admitted)
+        for entry in batch.due:
+            heapq.heappush(self._due, entry)
+
+
+def index_lines(fd: int) -> tuple["array[int]", "array[int]"]:
+    """Where the requests of an open file are: line numbers and byte offsets.
+
+    Lines of white space are no requests.  Holds one line at a time.
+    """
+    lines, starts = array("I"), array("Q")
+    offset = 0
+    with os.fdopen(os.dup(fd), "rb", buffering=_READ_BYTES) as file:
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                lines.append(number)
+                starts.append(offset)
+            offset += len(line)
+    return lines, starts
+
+
+def read_line(fd: int, start: int, guess: int = 8192) -> bytes:
+    """The line that starts at an offset, without its newline."""
+    data = os.pread(fd, guess, start)
+    end = data.find(b"\n")
+    while end < 0:
+        more = os.pread(fd, max(len(data), guess), start + len(data))
+        if not more:
+            return data
+        end = more.find(b"\n")
+        end = end + len(data) if end >= 0 else end
+        data += more
+    return data[:end]

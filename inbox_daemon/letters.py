@@ -1,0 +1,101 @@
+"""Dead letters: from a verdict to the record that is kept and the line that is sent.
+
+Purpose: pure construction of the two forms in which a dead letter lives.
+Invariants: the engine's own words are passed on; the request is kept with them, so
+that a letter can be understood and redriven without the job's file.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from inbox_daemon import wire
+from inbox_daemon.model import Fault
+from inbox_daemon.outcomes import Action, Verdict
+from inbox_daemon.records import DeadLetter, DeadReason, JobRecord, RetryRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Burial:
+    """A dead letter with its line for errors.jsonl.
+
+    `retryable` says whether the request may stand in retry.jsonl: a line that never
+    was a valid request may not, or that file would be refused.
+    """
+
+    letter: DeadLetter
+    output: bytes
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Grave:
+    """Whose dead letter it is: the job, the line and what the line said."""
+
+    job: JobRecord
+    line: int
+    raw: bytes
+
+    def parsed(self) -> Any:  # noqa: ANN401 - JSON is any value
+        """The line as JSON, or as text where it is none."""
+        try:
+            return orjson.loads(self.raw)
+        except orjson.JSONDecodeError:
+            return self.raw[:4096].decode("utf-8", "replace")
+
+
+def bury(
+    grave: Grave, verdict: Verdict, reason: DeadReason, history: RetryRecord | None, now: float
+) -> Burial:
+    """Make the dead letter of a request that was tried.
+
+    `history` holds its failed attempts, this last one included if it was charged.
+    """
+    request = grave.parsed()
+    custom_id = request.get("custom_id") if isinstance(request, dict) else None
+    letter = DeadLetter(
+        job_id=grave.job.id,
+        job=grave.job.name,
+        custom_id=custom_id if isinstance(custom_id, str) else None,
+        line=grave.line,
+        reason=reason,
+        code=verdict.code or reason.value,
+        message=verdict.message,
+        http_status=verdict.http_status,
+        retry_count=max(history.failures - 1, 0) if history else 0,
+        first_at=history.first_at if history else now,
+        last_at=now,
+        request=request,
+    )
+    output = wire.error_line(
+        grave.job.id, grave.line, letter.custom_id, reason.value, verdict.message, verdict.response
+    )
+    return Burial(letter, output)
+
+
+def bury_invalid(grave: Grave, fault: Fault, now: float) -> Burial:
+    """Make the dead letter of a line that is no valid request."""
+    verdict = Verdict(action=Action.DEAD, code=fault.code, message=fault.message)
+    buried = bury(grave, verdict, DeadReason.INVALID_REQUEST, None, now)
+    return Burial(buried.letter, buried.output, retryable=False)
+
+
+def bury_poison(grave: Grave, deaths: int, now: float) -> Burial:
+    """Make the dead letter of a request that kills the engine."""
+    message = f"the engine died {deaths} times while this request alone was running"
+    verdict = Verdict(action=Action.DEAD, code="poison", message=message)
+    return bury(grave, verdict, DeadReason.POISON, None, now)
+
+
+def charge(history: RetryRecord | None, verdict: Verdict, now: float) -> RetryRecord:
+    """Count one failed attempt."""
+    return RetryRecord(
+        failures=history.failures + 1 if history else 1,
+        reason=verdict.reason,
+        code=verdict.code,
+        message=verdict.message,
+        http_status=verdict.http_status,
+        first_at=history.first_at if history else now,
+        last_at=now,
+    )

@@ -1,0 +1,165 @@
+"""From a complete job to its folder in outbox/.
+
+Purpose: put the results in input order, prove that each request has exactly one, and
+show the folder whole or not at all.
+Invariants: the folder is built inside running/<id>, so outbox/ never holds a part of
+one; every step may be repeated after a crash; the ledger forgets a job's lines only
+after its folder is in outbox/.
+Known limit: results are read from results.part in input order, which on a cold disk
+cache costs a seek each.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from inbox_daemon import documents, durable
+from inbox_daemon.errors import LedgerError
+from inbox_daemon.jobrun import index_lines, read_line
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.model import Usage
+from inbox_daemon.records import Entry, JobRecord
+from inbox_daemon.spool import OUTPUT, STATUS, Spool
+from inbox_daemon.states import BatchStatus, Outcome
+
+log = logging.getLogger("inbox_daemon.publish")
+
+ERRORS = "errors.jsonl"
+RETRY = "retry.jsonl"
+_BUFFER_BYTES = 1 << 20
+
+
+def publish(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
+    """Publish a job whose requests all have their outcome; blocks, use a thread.
+
+    Returns the finished record.  Repeating it after a crash goes on where that was.
+    Raises LedgerError: a request lacks its outcome, which is a bug; OSError.
+    """
+    shown = spool.published_as(record.id, record.name)
+    if shown is None:
+        record = _build(record, spool, ledger)
+        shown = spool.publish(record.id, record.name)
+    else:
+        record = _finished(record, ledger)
+    record = record.model_copy(update={"outbox": shown})
+    ledger.finish(record)
+    spool.discard(record.id)
+    log.info(
+        "job_published",
+        extra={"job": record.name, "completed": record.completed, "failed": record.failed},
+    )
+    return record
+
+
+def _finished(record: JobRecord, ledger: Ledger) -> JobRecord:
+    progress, now = ledger.progress(record.id), time.time()
+    tokens_in, tokens_out = progress.input_tokens, progress.output_tokens
+    return record.model_copy(
+        update={
+            "status": BatchStatus.COMPLETED,
+            "finalizing_at": record.finalizing_at or now,
+            "finished_at": now,
+            "completed": progress.completed,
+            "failed": progress.failed,
+            "usage": Usage(
+                input_tokens=tokens_in,
+                output_tokens=tokens_out,
+                total_tokens=tokens_in + tokens_out,
+            ),
+        }
+    )
+
+
+def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
+    """Write the folder into running/<id>/outbox, with everything in it on the disk."""
+    record = record.model_copy(update={"finalizing_at": time.time()})
+    folder = spool.build_path(record.id)
+    durable.remove_tree(folder)
+    durable.make_dir(folder)
+    with _Writer(folder) as files:
+        _copy_lines(record, spool, ledger, files)
+        record = _finished(record, ledger)
+        _check_counts(record, files)
+        files.close()
+        status = documents.job_status(record, errors=ERRORS in files, retry=RETRY in files)
+    durable.write_file(folder / STATUS, documents.pretty(status))
+    for path in folder.iterdir():
+        path.chmod(0o640)
+    durable.sync_dir(folder)
+    return record
+
+
+class _Writer:
+    """The files of a folder, made when their first line comes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        self.counts = {OUTPUT: 0, ERRORS: 0, RETRY: 0}
+        self._open(OUTPUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return self.counts[name] > 0
+
+    def _open(self, name: str) -> BinaryIO:
+        self._files[name] = (self._folder / name).open("xb", buffering=_BUFFER_BYTES)
+        return self._files[name]
+
+    def add(self, name: str, line: bytes) -> None:
+        (self._files.get(name) or self._open(name)).write(line)
+        self.counts[name] += 1
+
+    def close(self) -> None:
+        """Close every file with its content on the disk."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+
+def _copy_lines(record: JobRecord, spool: Spool, ledger: Ledger, files: _Writer) -> None:
+    """Walk input and ledger side by side: each request must meet its own outcome."""
+    results = os.open(spool.results_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
+    source = os.open(spool.input_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines, starts = index_lines(source)
+        entries = ledger.all_entries(record.id)
+        for line, start in zip(lines, starts, strict=True):
+            found, entry = next(entries, (0, None))
+            if entry is None or found != line:
+                msg = f"line {line} of job {record.name} has no outcome; this is a bug"
+                raise LedgerError("outcome_missing", msg)
+            _copy_line(entry, results, source, start, files)
+    finally:
+        os.close(results)
+        os.close(source)
+
+
+def _copy_line(entry: Entry, results: int, source: int, start: int, files: _Writer) -> None:
+    output = os.pread(results, entry.length, entry.offset)
+    if entry.outcome is Outcome.RESULT:
+        files.add(OUTPUT, output)
+        return
+    files.add(ERRORS, output)
+    if entry.retryable:
+        files.add(RETRY, read_line(source, start) + b"\n")
+
+
+def _check_counts(record: JobRecord, files: _Writer) -> None:
+    made = files.counts[OUTPUT], files.counts[ERRORS]
+    if made == (record.completed, record.failed) and sum(made) == record.requests:
+        return
+    msg = (
+        f"job {record.name} has {record.requests} requests, {record.completed} results and "
+        f"{record.failed} dead letters, but {made} lines were written; this is a bug"
+    )
+    raise LedgerError("count_mismatch", msg)

@@ -1,0 +1,90 @@
+"""Submitting from this machine: drop a file as a sender would, and wait for its end.
+
+Purpose: an atomic drop with the sender's marker, and the wait that tells the outcome.
+Invariants: inbox/ never shows a part of the file under its final name; the wait only
+reads.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from inbox_daemon import gate, views
+from inbox_daemon.errors import SenderError
+from inbox_daemon.model import JobStatus, ReadyMarker, Reason
+from inbox_daemon.spool import Spool
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A file that was dropped: its job's name, checksum, requests and when."""
+
+    name: str
+    sha256: str
+    lines: int
+    at: float
+
+
+def drop(spool: Spool, path: Path) -> Dropped:
+    """Drop a file into inbox/ with its marker, so that it is taken at the next scan.
+
+    Raises SenderError: it cannot be read, has a name that is no job's, or a file of
+    that name waits in inbox/ already.
+    """
+    if not gate.is_job_name(path.name):
+        msg = f"{path.name} is no job's name: letters, digits and . _ - , ending in .jsonl"
+        raise SenderError("bad_name", msg)
+    try:
+        digest, size, lines = _read(path)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise SenderError("unreadable", msg) from None
+    marker = ReadyMarker(bytes=size, sha256=digest)
+    try:
+        spool.drop(path, orjson.dumps(marker.model_dump()))
+    except FileExistsError:
+        msg = f"a file named {path.name} waits in {spool.inbox} already; wait until it is taken"
+        raise SenderError("name_in_use", msg) from None
+    except OSError as error:
+        msg = f"{spool.inbox} cannot be written: {error.strerror}; `inbox-daemon init` makes it"
+        raise SenderError("inbox_unwritable", msg) from None
+    return Dropped(path.name.removesuffix(gate.JOB_SUFFIX), digest, lines, time.time())
+
+
+def _read(path: Path) -> tuple[str, int, int]:
+    digest, size, lines = hashlib.sha256(), 0, 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+            size += len(block)
+            lines += block.count(b"\n")
+    return digest.hexdigest(), size, lines
+
+
+def outcome(spool: Spool, dropped: Dropped) -> JobStatus | Reason | None:
+    """How a dropped file ended: its final status, its refusal, or None so far."""
+    if (spool.inbox / f"{dropped.name}.jsonl").exists():
+        return None
+    for name in (dropped.name, *_siblings(spool.outbox, dropped.name)):
+        found = spool.read_status(name)
+        if found and found.get("sha256") == dropped.sha256 and found.get("status") != "failed":
+            return JobStatus.model_validate(found)
+    for name in (dropped.name, *_siblings(spool.rejected, dropped.name, ".reason.json")):
+        reason = views.read_reason(spool.rejected / f"{name}.reason.json")
+        if reason and reason.sha256 == dropped.sha256 and reason.rejected_at >= dropped.at - 1:
+            return reason
+    return None
+
+
+def _siblings(folder: Path, name: str, suffix: str = "") -> list[str]:
+    """Names beside NAME that carry an id: a second refusal, or a second publication."""
+    return [
+        path.name.removesuffix(suffix)
+        for path in folder.iterdir()
+        if path.name.startswith(f"{name}.") and path.name.endswith(suffix)
+    ]

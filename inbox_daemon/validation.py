@@ -1,0 +1,177 @@
+"""The admission check of a whole file: the validator's yes or no.
+
+Purpose: read a job once, in bounded memory, and list what is wrong with it; the
+daemon and `inbox-daemon validate` use the same code.
+Invariants: at most one line is held at a time; every line gets at most one fault;
+lines of white space are no requests; the file is only read.
+Known limit: custom_ids are kept to find duplicates, up to 512 characters each.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from inbox_daemon import limits as limit_rules
+from inbox_daemon.config import LimitsConfig
+from inbox_daemon.model import Fault
+from inbox_daemon.records import InvalidLine
+from inbox_daemon.wire import LineFaultError, Request, parse_request
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Validation:
+    """What one pass over a file found.
+
+    `faults` counts all, `listed` holds the first 100; `fatal` is a fault of the file
+    as a whole, which no treatment of single lines can mend; `endpoint` and `model`
+    are what all lines agree on, else None.
+    """
+
+    requests: int = 0
+    faults: int = 0
+    listed: list[Fault] = field(default_factory=list)
+    invalid: list[InvalidLine] = field(default_factory=list)
+    fatal: Fault | None = None
+    endpoint: str | None = None
+    model: str | None = None
+
+    def accepted(self, *, dead_letter_lines: bool) -> bool:
+        """Say whether the job may run, under the rule for single invalid lines."""
+        if self.fatal is not None or self.requests == 0:
+            return False
+        return self.faults == 0 or (dead_letter_lines and self.faults < self.requests)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What earlier lines said, as far as later ones must agree with it."""
+
+    custom_ids: dict[str, int] = field(default_factory=dict)
+    endpoints: set[str] = field(default_factory=set)
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The models that the engine answers to, and the one that lines may leave out.
+
+    `names` is empty while they are not known; then any one model is accepted.
+    """
+
+    default: str | None = None
+    names: frozenset[str] = frozenset()
+
+
+def validate_file(
+    path: Path, limits: LimitsConfig, served: Served, *, keep_invalid: bool = False
+) -> Validation:
+    """Check every line of a file.
+
+    `keep_invalid` keeps the fault of each bad line, for a job that runs without them.
+    Raises OSError: the file cannot be read.
+    """
+    with path.open("rb", buffering=_READ_BYTES) as file:
+        lines = read_lines(file, limits.max_line_bytes)
+        return validate_lines(lines, limits, served, keep_invalid=keep_invalid)
+
+
+def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (line number, line without its newline); None for a line over `max_bytes`.
+
+    The rest of such a line is skipped without being held.
+    """
+    number = 0
+    while line := file.readline(max_bytes + 1):
+        number += 1
+        if line.endswith(b"\n"):
+            yield number, line[:-1]
+        elif len(line) <= max_bytes:
+            yield number, line
+        else:
+            _skip_line(file)
+            yield number, None
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while part := file.readline(_READ_BYTES):
+        if part.endswith(b"\n"):
+            return
+
+
+def validate_lines(
+    lines: Iterator[tuple[int, bytes | None]],
+    limits: LimitsConfig,
+    served: Served,
+    *,
+    keep_invalid: bool = False,
+) -> Validation:
+    """Check numbered lines as one job; the pure core of `validate_file`."""
+    found, seen = Validation(), _Seen()
+    for number, line in lines:
+        if line is not None and not line.strip():
+            continue
+        found.requests += 1
+        if found.requests > limits.max_requests_per_job:
+            found.fatal = _too_many(limits)
+            break
+        try:
+            _check_line(number, line, seen, limits, served)
+        except LineFaultError as error:
+            fault = error.fault.model_copy(update={"line": number})
+            _note(found, fault)
+            if keep_invalid:
+                found.invalid.append(InvalidLine(number, fault))
+    if found.requests == 0:
+        found.fatal = Fault(code="empty", message="the file holds no request")
+    found.endpoint = next(iter(seen.endpoints)) if len(seen.endpoints) == 1 else None
+    found.model = seen.model or served.default
+    if found.fatal is not None:
+        _note(found, found.fatal)
+    return found
+
+
+def _note(found: Validation, fault: Fault) -> None:
+    found.faults += 1
+    if len(found.listed) < limit_rules.MAX_LISTED_FAULTS:
+        found.listed.append(fault)
+
+
+def _too_many(limits: LimitsConfig) -> Fault:
+    message = f"the file has more than {limits.max_requests_per_job} requests; split it"
+    return Fault(code="too_many_requests", message=message)
+
+
+def _check_line(
+    number: int, line: bytes | None, seen: _Seen, limits: LimitsConfig, served: Served
+) -> None:
+    if line is None:
+        message = f"the line is longer than {limits.max_line_bytes} bytes; shorten the request"
+        raise LineFaultError("line_too_long", message)
+    request = parse_request(line, limits)
+    _check_custom_id(number, request, seen)
+    _check_model(request, seen, served)
+    seen.endpoints.add(request.url)
+
+
+def _check_custom_id(number: int, request: Request, seen: _Seen) -> None:
+    first = seen.custom_ids.setdefault(request.custom_id, number)
+    if first != number:
+        message = f"the custom_id was used in line {first} already; each must be unique in a file"
+        raise LineFaultError("duplicate_custom_id", message, "custom_id")
+
+
+def _check_model(request: Request, seen: _Seen, served: Served) -> None:
+    model = request.model or served.default
+    if model is None:
+        return
+    seen.model = seen.model or model
+    if model != seen.model:
+        message = "the lines name different models; send one file for each"
+        raise LineFaultError("mixed_models", message, "body.model")
+    if served.names and model not in served.names:
+        known = ", ".join(sorted(served.names))
+        message = f"the model {model[:60]!a} is not served here; use {known}, or name none"
+        raise LineFaultError("unknown_model", message, "body.model")

@@ -1,0 +1,142 @@
+"""What the reading commands show, with or without a running daemon.
+
+Purpose: gather jobs and health from the spool without disturbing it.
+Invariants: nothing is written; a part that this user may not read is left out, not
+an error; a document that is being replaced is read whole, old or new.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+from pydantic import ValidationError
+
+from inbox_daemon import documents
+from inbox_daemon.errors import LedgerError
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.model import JobStatus, Reason, ServiceStatus
+from inbox_daemon.records import JobRecord, Progress
+from inbox_daemon.spool import STATUS, Spool
+from inbox_daemon.states import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One job as the reading commands show it: where it lies, and its status."""
+
+    state: JobState
+    status: JobStatus
+
+
+def service_status(spool: Spool) -> ServiceStatus | None:
+    """The newest health document; None when there is none."""
+    try:
+        return ServiceStatus.model_validate_json((spool.outbox / STATUS).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def is_fresh(status: ServiceStatus, now: float | None = None) -> bool:
+    """Say whether the document was written lately enough for its daemon to live."""
+    age_s = (time.time() if now is None else now) - status.written_at
+    return age_s <= status.stale_after_s
+
+
+def list_jobs(spool: Spool) -> list[JobView]:
+    """Every job that left a trace, oldest first: active, finished and refused."""
+    views = {view.status.id: view for view in _rejected(spool)}
+    views |= {view.status.id: view for view in _published(spool)}
+    views |= {view.status.id: view for view in _known(spool)}
+    return sorted(views.values(), key=lambda view: (view.status.created_at, view.status.id))
+
+
+def find_jobs(spool: Spool, name: str) -> list[JobView]:
+    """The jobs of that name or id, the newest last."""
+    wanted = name.removesuffix(".jsonl")
+    return [view for view in list_jobs(spool) if wanted in {view.status.name, view.status.id}]
+
+
+def _known(spool: Spool) -> list[JobView]:
+    """What the ledger knows; falls back on the health document without access to it."""
+    try:
+        ledger = Ledger(spool.ledger, readonly=True)
+    except (LedgerError, OSError):
+        return _active(spool)
+    try:
+        return [_view(record, ledger.progress(record.id), spool) for record in ledger.jobs()]
+    finally:
+        ledger.close()
+
+
+def _view(record: JobRecord, progress: Progress, spool: Spool) -> JobView:
+    if record.finished_at is not None:
+        shown = _status_of(spool.outbox / (record.outbox or record.name))
+        if shown is None or shown.id != record.id:
+            shown = documents.job_status(record, errors=record.failed > 0, retry=False)
+        return JobView(JobState.PUBLISHED, shown)
+    running = spool.input_path(record.id).exists()
+    state = JobState.RUNNING if running else JobState.QUEUED
+    return JobView(state, documents.active_status(record, progress, state))
+
+
+def _active(spool: Spool) -> list[JobView]:
+    status = service_status(spool)
+    views = []
+    for job in status.jobs if status else []:
+        counts = {"total": job.requests, "completed": job.completed, "failed": job.failed}
+        document = JobStatus.model_validate(
+            {
+                "id": job.id,
+                "name": job.name,
+                "input_file_id": f"{job.name}.jsonl",
+                "status": "in_progress" if job.state == "running" else "validating",
+                "created_at": job.created_at,
+                "in_progress_at": job.in_progress_at,
+                "request_counts": counts,
+                "message": f"{job.completed + job.failed} of {job.requests} requests are answered",
+            }
+        )
+        views.append(JobView(JobState(job.state), document))
+    return views
+
+
+def _published(spool: Spool) -> list[JobView]:
+    found = []
+    for folder in _entries(spool.outbox):
+        status = _status_of(folder)
+        if status is not None and status.status != "failed":
+            found.append(JobView(JobState.PUBLISHED, status))
+    return found
+
+
+def _rejected(spool: Spool) -> list[JobView]:
+    found = []
+    for path in _entries(spool.rejected):
+        if path.name.endswith(".reason.json"):
+            reason = read_reason(path)
+            if reason is not None:
+                found.append(JobView(JobState.REJECTED, documents.refused_status(reason, 0)))
+    return found
+
+
+def read_reason(path: Path) -> Reason | None:
+    """One reason document; None when it is gone or unreadable."""
+    try:
+        return Reason.model_validate(orjson.loads(path.read_bytes()))
+    except (OSError, orjson.JSONDecodeError, ValidationError):
+        return None
+
+
+def _status_of(folder: Path) -> JobStatus | None:
+    try:
+        return JobStatus.model_validate(orjson.loads((folder / STATUS).read_bytes()))
+    except (OSError, orjson.JSONDecodeError, ValidationError):
+        return None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,188 @@
+r"""JSONL bytes to records and back.
+
+Purpose: the one place that knows how a request line is read and checked and how an
+output line is written.
+Invariants: pure, no I/O; a line is a run of bytes that ends at b"\n" and nowhere
+else (`str.splitlines` would cut inside valid JSON); what is sent to the engine is
+what was checked, because the body is written anew from the parsed value: a
+duplicate key cannot smuggle in a second reading.
+Known limits, orjson's: integers past 64 bits become floats, the last of duplicate
+keys wins, nesting past 1,024 is refused whatever the limit says.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from inbox_daemon.config import LimitsConfig
+from inbox_daemon.model import MAX_CUSTOM_ID, URLS, Fault
+
+BOM = b"\xef\xbb\xbf"
+_KEYS = frozenset({"custom_id", "method", "url", "body"})
+_URLS = frozenset(URLS)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One checked request: `body` is the parsed JSON object."""
+
+    custom_id: str
+    url: str
+    body: dict[str, Any]
+
+    @property
+    def model(self) -> str | None:
+        """The model that the body names, None when it leaves that out."""
+        return self.body.get("model")
+
+
+class LineFaultError(Exception):
+    """A line that is no request; carries the Fault without its line number."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        """Keep the fault."""
+        super().__init__(message)
+        self.fault = Fault(code=code, message=message, param=param)
+
+
+def parse_request(line: bytes, limits: LimitsConfig) -> Request:
+    """Read one line, without its newline, as a request.
+
+    Raises LineFaultError: it is not valid JSON, too deep, or not of the shape of
+    OpenAI's batch input line.
+    """
+    return _shape(parse_json(line, limits.max_json_depth))
+
+
+def parse_json(line: bytes, max_depth: int) -> Any:  # noqa: ANN401 - JSON is any value
+    """Parse one JSON document and hold it to `max_depth` levels of nesting.
+
+    Raises LineFaultError: `invalid_json` or `too_deep`.
+    """
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        if "recursion limit" in str(error).lower():
+            raise _too_deep(max_depth) from None
+        raise LineFaultError("invalid_json", _json_advice(line, error)) from None
+    # Counting brackets bounds the depth from above at the speed of C, so that only
+    # lines with very many of them are walked.
+    if line.count(b"{") + line.count(b"[") > max_depth and _depth_exceeds(value, max_depth):
+        raise _too_deep(max_depth)
+    return value
+
+
+def _too_deep(max_depth: int) -> LineFaultError:
+    message = f"the JSON is nested deeper than {max_depth} levels; flatten it"
+    return LineFaultError("too_deep", message)
+
+
+def _json_advice(line: bytes, error: orjson.JSONDecodeError) -> str:
+    if line.startswith(BOM):
+        return "the file starts with a byte order mark; write it as UTF-8 without one"
+    return f"the line is not valid JSON: {error.msg} at column {error.colno}"
+
+
+def _depth_exceeds(value: Any, max_depth: int) -> bool:  # noqa: ANN401 - JSON is any value
+    level = [value]
+    for _ in range(max_depth):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return False
+    return any(isinstance(node, dict | list) for node in level)
+
+
+def _children(node: Any) -> Any:  # noqa: ANN401 - JSON is any value
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
+
+
+def _shape(value: Any) -> Request:  # noqa: ANN401 - JSON is any value
+    """Check the shape by hand: pydantic takes ten times as long for each line."""
+    if not isinstance(value, dict):
+        raise LineFaultError("invalid_request", "the line must be a JSON object")
+    if not value.keys() <= _KEYS:
+        extra = min(value.keys() - _KEYS)
+        message = f"the key {_quote(extra)} is not known; a line has {', '.join(sorted(_KEYS))}"
+        raise LineFaultError("invalid_request", message, _quote(extra))
+    custom_id, url, body = value.get("custom_id"), value.get("url"), value.get("body")
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
+        message = f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters"
+        raise LineFaultError("invalid_request", message, "custom_id")
+    if value.get("method", "POST") != "POST":
+        raise LineFaultError("invalid_request", "method must be POST", "method")
+    if not isinstance(url, str) or url not in _URLS:
+        raise LineFaultError("invalid_request", f"url must be one of {', '.join(URLS)}", "url")
+    if not isinstance(body, dict):
+        raise LineFaultError("invalid_request", "body must be a JSON object", "body")
+    model = body.get("model")
+    if model is not None and not (isinstance(model, str) and model):
+        raise LineFaultError("invalid_request", "body.model must be a string", "body.model")
+    if body.get("stream"):
+        message = "body.stream must be left out or false: results are written as a whole"
+        raise LineFaultError("invalid_request", message, "body.stream")
+    return Request(custom_id, url, body)
+
+
+def _quote(text: str) -> str:
+    """Show a sender's text in printable ASCII, cut at 60 characters."""
+    return ascii(text[:60])
+
+
+def engine_body(request: Request, model: str | None) -> bytes:
+    """The JSON body for the engine; `model` fills in what the line left out."""
+    if model is not None and request.model is None:
+        return orjson.dumps(request.body | {"model": model})
+    return orjson.dumps(request.body)
+
+
+# -- output lines -------------------------------------------------------------------
+
+
+def request_id(job_id: str, line: int) -> str:
+    """The id of one request in output lines, headers and logs: stable over retries."""
+    return f"batch_req_{job_id}_{line}"
+
+
+def output_line(
+    job_id: str, line: int, custom_id: str, status: int, server_id: str, body: bytes
+) -> bytes:
+    """Write the output line of an answered request, `body` being the engine's bytes.
+
+    A newline inside JSON can only be white space between tokens, so a body that
+    holds one gets a space in its place; every other byte is passed on as it came.
+    `body` must be valid JSON.
+    """
+    if b"\n" in body or b"\r" in body:
+        body = body.replace(b"\r", b" ").replace(b"\n", b" ")
+    response = {"status_code": status, "request_id": server_id, "body": orjson.Fragment(body)}
+    record = {
+        "id": request_id(job_id, line),
+        "custom_id": custom_id,
+        "response": response,
+        "error": None,
+    }
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def error_line(
+    job_id: str,
+    line: int,
+    custom_id: str | None,
+    code: str,
+    message: str,
+    response: dict[str, Any] | None,
+) -> bytes:
+    """Write the line of a dead letter; `response` is the engine's last answer, if any.
+
+    `custom_id` is None where the input line could not be read.
+    """
+    record = {
+        "id": request_id(job_id, line),
+        "custom_id": custom_id,
+        "response": response,
+        "error": {"code": code, "message": message},
+    }
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
