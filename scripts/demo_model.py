@@ -41,6 +41,7 @@ def default_folder() -> Path:
 def build(folder: Path) -> None:
     """Make the model at `folder`; the folder appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         work = Path(scratch)
         with step("downloading the demo model (93 MB)"):
@@ -50,6 +51,13 @@ def build(folder: Path) -> None:
         with step("turning it into safetensors (under a minute)"):
             convert(gguf, work / "model")
         publish(work / "model", folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left behind; an hour is longer than a running one takes."""
+    for scratch in folder.parent.glob(f".{folder.name}-*"):
+        if scratch.stat().st_mtime < time.time() - 3600:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -148,6 +156,9 @@ def main() -> int:
         except (StepError, OSError) as problem:
             print(f"The demo model could not be built: {problem}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("Interrupted; nothing half-made was left.", file=sys.stderr)
+            return 130
     print(folder)
     return 0
 
