@@ -25,9 +25,9 @@ CHUNK_STEPS = ((70.0, 5000), (80.0, 3000), (90.0, 1000), (math.inf, 500))
 CHUNK_MARGIN_PERCENT = 3.0
 
 DEFAULT_WINDOW = 128
-# The share of the window that is left just below the temperature that closes it.
-COOLEST_FACTOR = 0.25
-THROTTLED_FACTOR = 0.5
+# The share of the window that is left just below the temperature that closes it, and
+# while the card throttles.
+COOLEST_FACTOR, THROTTLED_FACTOR = 0.25, 0.5
 # A closed governor that loses its sensor opens after so many readings without one.
 PATIENCE_READINGS = 30
 
@@ -35,8 +35,8 @@ PATIENCE_READINGS = 30
 def chunk_size(others_percent: float | None, chunk_min: int, chunk_max: int) -> int:
     """Return how many requests a chunk may hold.
 
-    `others_percent` is the share of the GPU's memory that other processes use, 0 to
-    100; None, where nobody can say, means the largest chunk.
+    `others_percent` is the share of the GPU's memory that others use, 0 to 100; None,
+    where nobody can say, means the largest chunk.
     """
     return ChunkSizer(chunk_min, chunk_max).update(others_percent)
 
@@ -87,6 +87,11 @@ class Allowance:
 
 
 OPEN = Allowance(Gate.OPEN, 1.0)
+THROTTLED = Allowance(
+    Gate.SHRINK,
+    THROTTLED_FACTOR,
+    f"the GPU slows itself down for heat: {THROTTLED_FACTOR:.0%} of the window is used",
+)
 
 
 class ThermalGovernor:
@@ -94,11 +99,8 @@ class ThermalGovernor:
 
     def __init__(self, warn_c: float, stop_c: float, resume_c: float) -> None:
         """Take three temperatures in degrees Celsius, resume below warn below stop."""
-        self._warn_c = warn_c
-        self._stop_c = stop_c
-        self._resume_c = resume_c
-        self._closed = False
-        self._missing = 0
+        self._warn_c, self._stop_c, self._resume_c = warn_c, stop_c, resume_c
+        self._closed, self._missing = False, 0
 
     def update(self, temperature_c: float | None, *, throttled: bool = False) -> Allowance:
         """Return what is allowed after this reading.
@@ -110,63 +112,47 @@ class ThermalGovernor:
         if temperature_c is None or not math.isfinite(temperature_c):
             return self._without_sensor(throttled=throttled)
         self._missing = 0
-        if self._closed:
-            self._closed = temperature_c >= self._resume_c
-        else:
-            self._closed = temperature_c > self._stop_c
-        if self._closed:
-            return self._close(f"the GPU is at {temperature_c:g} °C")
+        # Once closed the lower border counts: hot means not yet cool.
+        hot = temperature_c >= self._resume_c if self._closed else temperature_c > self._stop_c
+        self._closed = hot
+        if hot:
+            return self._close(f"is at {temperature_c:g} °C")
         if temperature_c > self._warn_c:
             return self._shrink(temperature_c, throttled=throttled)
-        return _throttled() if throttled else OPEN
+        return THROTTLED if throttled else OPEN
 
     def _without_sensor(self, *, throttled: bool) -> Allowance:
         self._missing += 1
         self._closed = self._closed and self._missing <= PATIENCE_READINGS
         if self._closed:
-            return self._close("the GPU was hot and its temperature cannot be read")
-        return _throttled() if throttled else OPEN
+            return self._close("was hot and its temperature cannot be read")
+        return THROTTLED if throttled else OPEN
 
     def _close(self, what: str) -> Allowance:
-        reason = f"{what}: nothing is sent until it is below {self._resume_c:g} °C"
-        return Allowance(Gate.CLOSED, 0.0, reason)
+        until = f"nothing is sent until it is below {self._resume_c:g} °C"
+        return Allowance(Gate.CLOSED, 0.0, f"the GPU {what}: {until}")
 
     def _shrink(self, temperature_c: float, *, throttled: bool) -> Allowance:
         share = (temperature_c - self._warn_c) / (self._stop_c - self._warn_c)
         factor = 1.0 - share * (1.0 - COOLEST_FACTOR)
-        if throttled:
-            factor = min(factor, THROTTLED_FACTOR)
-        reason = (
-            f"the GPU is at {temperature_c:g} °C, above {self._warn_c:g} °C:"
-            f" {factor:.0%} of the window is used"
-        )
-        return Allowance(Gate.SHRINK, factor, reason)
+        factor = min(factor, THROTTLED_FACTOR) if throttled else factor
+        what = f"the GPU is at {temperature_c:g} °C, above {self._warn_c:g} °C"
+        return Allowance(Gate.SHRINK, factor, f"{what}: {factor:.0%} of the window is used")
 
 
-def _throttled() -> Allowance:
-    reason = f"the GPU slows itself down because of heat: {THROTTLED_FACTOR:.0%} of the window"
-    return Allowance(Gate.SHRINK, THROTTLED_FACTOR, reason)
-
-
-# The window keeps the engine's running requests and a reserve in flight.  The reserve is
-# the largest of: this many requests,
-RESERVE_FLOOR = 4
-# this share of what runs, because requests that began together end together,
-RESERVE_SHARE = 0.25
-# and what the engine finishes in this time, in seconds, while replacements travel.
-RESERVE_S = 0.25
+# The window keeps what runs in the engine and a reserve in flight.  The reserve is the
+# largest of so many requests, of a share of what runs, because requests that began together
+# end together, and of what is finished in so many seconds, while replacements travel.
+RESERVE_FLOOR, RESERVE_SHARE, RESERVE_S = 4, 0.25, 0.25
 # How many reserves waiting are too many, and for how many readings before it counts:
 # requests wait for a moment too while the engine reads the prompts of a cold start.
-EXCESS = 2.0
-EXCESS_READINGS = 3
+EXCESS, EXCESS_READINGS = 2.0, 3
 # Peaks are held over so many readings: one sampled just after many requests finished
 # shows fewer than the engine can run.
 PEAK_READINGS = 5
 # The preempted among all that left the engine's slots, above which more only costs; for
 # so many readings from then on the window stands still, and for so many grows with care.
-THRASH_SHARE = 0.2
-STILL_READINGS = 10
-CAREFUL_READINGS = 50
+THRASH_SHARE, STILL_READINGS, CAREFUL_READINGS = 0.2, 10, 50
 # From here on the KV cache, and not the window, limits what runs.
 FULL_KV = 0.9
 # Completions are counted over at least so many seconds, or their rate is noise.
@@ -188,31 +174,26 @@ class _Reading(NamedTuple):
 class WindowController:
     """Decides how many requests may be in flight.
 
-    The engine should always have the next request waiting, and not many more.  While
-    none waits and the window is the limit, the window doubles; once requests have been
-    seen only waiting, it grows and shrinks in smaller steps.
+    The engine should always have the next request waiting, and not many more.  While none
+    waits and the window is the limit it doubles, and once some only waited it takes small steps.
     """
 
     def __init__(self, minimum: int, maximum: int, initial: int = DEFAULT_WINDOW) -> None:
-        """Take the bounds and the start, in requests.
-
-        The start is also the window for an engine that shows no figures.
+        """Take the bounds and the start, in requests; without figures the start stays.
 
         Raises ValueError: the bounds are not 1 <= minimum <= maximum.
         """
         if not 1 <= minimum <= maximum:
-            raise ValueError("minimum must be at least 1 and not above maximum")
+            raise ValueError("the bounds must be 1 <= minimum <= maximum")
         self._bounds = minimum, maximum
         self._window = max(minimum, min(maximum, initial))
         self._at: float | None = None
-        self._finished = 0
         self._rate: float | None = None
         self._preemptions: int | None = None
         self._recent: deque[int] = deque([0], maxlen=PEAK_READINGS)
-        self._saturated = False
-        self._hungry = 0
-        self._excessive = 0
-        self._careful = 0
+        self._finished, self._saturated = 0, False
+        # How many readings in a row were so, and how many are left to be careful for.
+        self._hungry = self._excessive = self._careful = 0
 
     @property
     def window(self) -> int:
@@ -242,15 +223,13 @@ class WindowController:
         return self._window
 
     def _measure(self, finished: int, now: float) -> None:
-        if self._at is None:
-            self._at = now
-            return
         self._finished += finished
-        span = now - self._at
+        span = RATE_SPAN_S if self._at is None else now - self._at
         if span < RATE_SPAN_S:
             return
-        rate = self._finished / span
-        self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+        if self._at is not None:
+            rate = self._finished / span
+            self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
         self._at, self._finished = now, 0
 
     def _sane(self, load: Load, in_flight: int, finished: int) -> _Reading | None:
@@ -258,16 +237,14 @@ class WindowController:
         preempted = self._preempted(_figure(load.preemptions))
         if running is None and waiting is None:
             return None
-        if running is None:
-            running = in_flight - (waiting or 0)
+        running = in_flight - (waiting or 0) if running is None else running
         # Others' requests, or nonsense, must not make our window larger.
         running = max(0, min(running, in_flight))
-        if waiting is None:
-            waiting = in_flight - running
+        waiting = in_flight - running if waiting is None else waiting
         rising = running > 1 + 1.05 * max(self._recent)
-        few = max(RESERVE_FLOOR, RESERVE_SHARE * running) // 4
+        few = int(max(RESERVE_FLOOR, RESERVE_SHARE * running)) // 4
         # A cold engine that takes in ever more is not left to run out first.
-        enough = running // 3 if rising and not self._saturated else few
+        low = max(few, running // 3) if rising and not self._saturated else few
         limited = in_flight >= 0.9 * self._window
         return _Reading(
             running=running,
@@ -277,7 +254,7 @@ class WindowController:
             thrashing=preempted > 1 + THRASH_SHARE * (1 + preempted + finished),
             rising=rising,
             limited=limited,
-            hungry=limited and waiting <= max(few, enough) and running + few >= 0.75 * in_flight,
+            hungry=limited and waiting <= low and running + few >= 0.75 * in_flight,
         )
 
     def _preempted(self, counter: int | None) -> int:
@@ -310,7 +287,7 @@ class WindowController:
     def _shrunk(self, reading: _Reading, target: int) -> int:
         self._saturated = True
         goal = target + self._reserve() // 2
-        # The further off, the larger the share of the way: quick from a cold start.
+        # From further off a larger share of the way, to be quick from a cold start.
         share = 2 if reading.waiting > 2 * EXCESS * self._reserve() else 4
         return min(self._window, goal + max(0, self._window - goal) // share)
 
