@@ -146,6 +146,7 @@ def wait_for_engine(place: Place, process: subprocess.Popen[bytes], console: Con
     """Return when the engine is ready; raise when the daemon ends or the engine gives up."""
     began = time.monotonic()
     wall = time.time()
+    console.print("Waiting for the engine; it takes about 50 s on 2 cores.")
     with console.status("starting") as spinner:
         while time.monotonic() - began < START_S:
             check_daemon(process)
@@ -160,9 +161,7 @@ def wait_for_engine(place: Place, process: subprocess.Popen[bytes], console: Con
                 message = f"The engine did not start: {engine.get('last_error')}"
                 raise DemoError(message)
             state = engine.get("state", "daemon starting")
-            spinner.update(
-                f"engine: {state}, {time.monotonic() - began:.0f} s (about 50 on 2 cores)"
-            )
+            spinner.update(f"engine: {state}, {time.monotonic() - began:.0f} s")
             time.sleep(0.5)
     message = f"The engine was not ready within {START_S} s."
     raise DemoError(message)
@@ -222,7 +221,8 @@ def demo(place: Place, console: Console) -> None:
         demo_answers.show(requests, results, console)
         console.print(
             f"{len(results) - 1} answers in input order, the structured one fits its schema, and "
-            "the prompt that is longer than the context is the one dead letter."
+            "the prompt that is longer than the context is the one dead letter. The model is tiny, "
+            "so what it says is often wrong."
         )
         console.rule("4. the health")
         subprocess.run(command(place, "status"), env=environment(), check=True)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-TOO_LONG = "longer-than-the-context"
+TOO_LONG = "too-long-prompt"
 
 Line = dict[str, Any]
 
