@@ -11,6 +11,7 @@ order, the structured one fits its schema, and the over-long prompt alone is a d
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -92,8 +93,20 @@ def write_config(place: Place, model: Path, engine: str) -> None:
         "[status]",
         "interval_s = 1",
     ]
-    place.folder.mkdir(parents=True, exist_ok=True)
     place.config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def alone(place: Place) -> Iterator[None]:
+    """Hold the folder for this run; end the program when another run of the demo holds it."""
+    place.folder.mkdir(parents=True, exist_ok=True)
+    with (place.folder / "demo.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"Another run of the demo works in {place.folder}; let it end first."
+            raise SystemExit(message) from None
+        yield
 
 
 def environment() -> dict[str, str]:
@@ -251,8 +264,9 @@ def main() -> int:
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else 120, highlight=False, soft_wrap=not terminal)
     try:
-        write_config(place, demo_model.default_folder(), options.engine)
-        demo(place, console)
+        with alone(place):
+            write_config(place, demo_model.default_folder(), options.engine)
+            demo(place, console)
     except (DemoError, demo_answers.AnswerError, OSError, subprocess.CalledProcessError) as problem:
         explain(problem, place)
         return 1
