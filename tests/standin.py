@@ -44,7 +44,7 @@ class Standin:
         self.tokens = 0
         self._sleepers: set[asyncio.Future[None]] = set()
         self._slots = asyncio.Semaphore(options.slots) if options.slots else None
-        self._random = random.Random(options.seed)  # noqa: S311 - repeatable, not secret
+        self._random = random.Random(options.seed)
         self._executions = Counter(_noted(options.log))
         self._log = _open_append(options.log)
 
@@ -263,7 +263,9 @@ async def _serve(options: argparse.Namespace) -> None:
     await asyncio.sleep(options.start_delay)
     listener = _listen(options)
     await web.SockSite(runner, listener, backlog=4096).start()
-    print(f"listening on {listener.getsockname()}", flush=True)  # noqa: T201 - tests read it
+    print("listening", flush=True)  # noqa: T201 - tests read it
+    if options.port is not None:
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)  # noqa: T201 - likewise
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()

@@ -55,9 +55,9 @@ def open_engine(
     loop after each change of the engine's state.  A configuration that names no engine
     gives one that never becomes ready and says why.
     """
+    child_timing = Timing(start_timeout_s=config.engine.start_timeout_s)
+    default = _REMOTE_TIMING if config.endpoint.url else child_timing
     server = _server(config, state_dir / RECORD_NAME)
-    remote = isinstance(server, RemoteServer)
-    default = _REMOTE_TIMING if remote else Timing(start_timeout_s=config.engine.start_timeout_s)
     return Supervisor(server, timing or default, on_change)
 
 

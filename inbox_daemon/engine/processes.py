@@ -96,6 +96,15 @@ def write_record(path: Path, leader: Leader) -> None:
     path.write_bytes(orjson.dumps(asdict(leader)))
 
 
+def read_record(path: Path) -> Leader | None:
+    """Read the note; None: there is none, or it cannot be read."""
+    try:
+        fields = orjson.loads(path.read_bytes())
+        return Leader(int(fields["pid"]), int(fields["started"]), str(fields["boot_id"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def forget_record(path: Path) -> None:
     """Note that no engine runs any more."""
     path.unlink(missing_ok=True)
@@ -108,7 +117,7 @@ async def reap_orphans(path: Path) -> tuple[int, ...]:
     daemon killed while writing it left an engine without any child yet, and that one
     its parent-death signal has ended.
     """
-    leader = _read_record(path)
+    leader = read_record(path)
     if leader is None:
         return ()
     pids = tuple(members(leader))
@@ -117,14 +126,6 @@ async def reap_orphans(path: Path) -> tuple[int, ...]:
         await end_session(leader, 0)
     forget_record(path)
     return pids
-
-
-def _read_record(path: Path) -> Leader | None:
-    try:
-        fields = orjson.loads(path.read_bytes())
-        return Leader(int(fields["pid"]), int(fields["started"]), str(fields["boot_id"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 async def _gone(leader: Leader, patience_s: float) -> bool:

@@ -1,0 +1,322 @@
+"""One server process: its start, its output, its end, and what a killed daemon leaves."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from inbox_daemon.engine.child import KEPT_LINES, Child, Launch, clean, describe_exit
+from inbox_daemon.engine.processes import (
+    Leader,
+    leader_of,
+    read_record,
+    reap_orphans,
+    write_record,
+)
+from inbox_daemon.engine.server import private_folder
+from standin_process import alive
+
+GRACE_S = 20.0
+# Prints a line when it is ready, so that a test need not guess.
+WAIT = "import signal; print('up', flush=True); signal.pause()"
+STUBBORN = "import signal; signal.signal(15, signal.SIG_IGN); " + WAIT
+# A second process in the same group, as vLLM's engine process is.
+WITH_HELPER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {WAIT!r}]); "
+
+Start = Callable[..., Awaitable[Child]]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """Name the file that notes the running child."""
+    return tmp_path / "engine.json"
+
+
+@pytest.fixture
+async def start(record: Path) -> AsyncIterator[Start]:
+    """Start Python programs as children, and end them after the test."""
+    children: list[Child] = []
+
+    async def start(*program: str) -> Child:
+        words = program if len(program) > 1 else (sys.executable, "-c", *program)
+        children.append(await Child.start(Launch(words, dict(os.environ)), record))
+        return children[-1]
+
+    yield start
+    for child in children:
+        await child.stop(0)
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that is nobody's engine."""
+    with subprocess.Popen([sys.executable, "-c", WAIT], stdout=subprocess.DEVNULL) as process:
+        yield process
+        process.kill()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look again and again until it is so."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def until_lines(child: Child, count: int) -> None:
+    """Wait until the child has printed so many lines."""
+    await until(lambda: len(child.lines) >= count)
+
+
+def noted(record: Path) -> bool:
+    """Say whether there is a note of a running child."""
+    return record.exists()
+
+
+async def test_the_end_of_the_process_is_told_in_words(start: Start) -> None:
+    """An exit status and a signal are both named."""
+    assert await (await start("raise SystemExit(3)")).wait() == "exit status 3"
+    child = await start("import os; os.kill(os.getpid(), 9)")
+    assert await child.wait() == "killed by SIGKILL"
+
+
+def test_an_unknown_signal_keeps_its_number() -> None:
+    """A signal without a name of its own is told by its number."""
+    assert describe_exit(-250) == "killed by signal 250"
+
+
+async def test_both_streams_are_kept_without_control_characters(start: Start) -> None:
+    """Output and errors come as clean lines; each step of a progress bar is one."""
+    program = (
+        r"import sys; print('\x1b[31mred\x1b[0m\a'); print('1%\r50%\r99%'); sys.exit('bad\x07')"
+    )
+    child = await start(program)
+    await child.wait()
+    await child.stop(0)
+    assert child.lines == ("red", "1%", "50%", "99%", "bad")
+
+
+async def test_only_the_newest_lines_are_kept(start: Start) -> None:
+    """A talkative child neither blocks nor fills the memory."""
+    child = await start("for n in range(100_000): print('line', n)")
+    assert await child.wait() == "exit status 0"
+    await child.stop(0)
+    assert child.lines[-1] == "line 99999"
+    assert len(child.lines) == KEPT_LINES
+
+
+async def test_access_lines_do_not_push_out_the_others(start: Start) -> None:
+    """A line for each request is not kept, so the line that tells why stays."""
+    line = '(APIServer pid=1) INFO: 127.0.0.1:1 - "POST /v1/completions HTTP/1.1" 500 Internal'
+    child = await start(f"print('RuntimeError: why')\nfor n in range(99): print({line!r})")
+    await child.wait()
+    await child.stop(0)
+    assert child.lines == ("RuntimeError: why",)
+
+
+async def test_a_line_without_an_end_is_cut(start: Start) -> None:
+    """A megabyte without a newline is kept as a bounded piece of its end."""
+    child = await start("print('x' * 1_000_000 + 'end')")
+    await child.wait()
+    await child.stop(0)
+    assert child.lines[0].endswith("xend")
+    assert len(child.lines[0]) <= 2000
+
+
+def test_bytes_that_are_no_text_are_kept_readable() -> None:
+    """Broken UTF-8, C1 controls and a title sequence become plain text."""
+    assert clean(b"\xff\x1b]0;title\x07a\xc2\x9bb\x00c  ") == "\ufffdabc"
+
+
+async def test_a_command_that_does_not_exist_ends_with_127(start: Start) -> None:
+    """A missing program is told in the child's own last line, as a shell tells it."""
+    child = await start("/nonexistent/server", "--flag")
+    assert await child.wait() == "exit status 127"
+    await child.stop(0)
+    assert child.lines == ("/nonexistent/server: command not found",)
+
+
+async def test_a_file_that_is_no_program_ends_with_126(start: Start) -> None:
+    """A file that may not be run is told apart from one that is missing."""
+    child = await start(__file__, "--flag")
+    assert await child.wait() == "exit status 126"
+    await child.stop(0)
+    assert "cannot be started: Permission denied" in child.lines[0]
+
+
+async def test_stop_ends_every_process_of_the_session(start: Start, record: Path) -> None:
+    """A helper that outlives the first process is ended as well, and the note removed."""
+    child = await start(WITH_HELPER + WAIT)
+    await until_lines(child, 2)
+    pids = child.pids()
+    assert len(pids) == 2
+    assert noted(record)
+    await child.stop(GRACE_S)
+    assert child.pids() == ()
+    assert not noted(record)
+
+
+async def test_stop_kills_what_ignores_the_request(start: Start) -> None:
+    """A process that ignores TERM is killed when its grace is over."""
+    child = await start(STUBBORN)
+    await until_lines(child, 1)
+    await child.stop(0.05)
+    assert await child.wait() == "killed by SIGKILL"
+
+
+async def test_stop_finds_the_helper_after_its_parent_is_gone(start: Start) -> None:
+    """The first process killed with -9 leaves no orphan once the child is stopped."""
+    child = await start(WITH_HELPER + WAIT)
+    await until_lines(child, 2)
+    leader, helper = sorted(child.pids())
+    os.kill(leader, signal.SIGKILL)
+    assert await child.wait() == "killed by SIGKILL"
+    assert child.pids() == (helper,)
+    await child.stop(GRACE_S)
+    assert child.pids() == ()
+
+
+async def test_a_cancelled_stop_kills_at_once(start: Start) -> None:
+    """Whoever has no time for the grace leaves no process behind either."""
+    child = await start(STUBBORN)
+    await until_lines(child, 1)
+    stopping = asyncio.create_task(child.stop(GRACE_S))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await stopping
+    assert await child.wait() == "killed by SIGKILL"
+
+
+async def test_kill_needs_no_waiting(start: Start) -> None:
+    """A forced exit kills all processes and returns at once."""
+    child = await start(WITH_HELPER + STUBBORN)
+    await until_lines(child, 2)
+    child.kill()
+    assert await child.wait() == "killed by SIGKILL"
+    await child.stop(0)
+    assert child.pids() == ()
+
+
+async def test_the_child_is_born_with_pipes_that_break(start: Start) -> None:
+    """SIGPIPE is not ignored in the child, as it would be in one that Python starts."""
+    child = await start("grep", "SigIgn", "/proc/self/status")
+    await child.wait()
+    await child.stop(0)
+    ignored = int(child.lines[0].split()[1], 16)
+    assert not ignored >> (signal.SIGPIPE - 1) & 1
+
+
+PARENT = """
+import asyncio, os, sys
+from pathlib import Path
+from inbox_daemon.engine.child import Child, Launch
+
+async def main():
+    launch = Launch((sys.executable, "-c", sys.argv[2]), dict(os.environ))
+    child = await Child.start(launch, Path(sys.argv[1]))
+    while len(child.lines) < 2:
+        await asyncio.sleep(0.01)
+    print(*sorted(child.pids()), flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def killed_daemon(record: Path, program: str) -> Iterator[list[int]]:
+    """Run another daemon with this child, kill it with -9, and give the child's pids."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(record), program],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    process.kill()
+    process.communicate()
+    yield pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_daemon_killed_with_9_leaves_no_engine(record: Path) -> None:
+    """The kernel kills the first process, the next daemon the helper that stayed."""
+    with killed_daemon(record, WITH_HELPER + STUBBORN) as (leader, helper):
+        await until(lambda: not alive(leader))
+        assert alive(helper)
+        assert await reap_orphans(record) == (helper,)
+        await until(lambda: not alive(helper))
+    assert not noted(record)
+    assert await reap_orphans(record) == ()
+
+
+async def test_a_number_given_to_somebody_else_is_left_alone(
+    record: Path, stranger: subprocess.Popen[bytes]
+) -> None:
+    """A process with the noted number but another start time is not ours."""
+    leader = leader_of(stranger.pid)
+    write_record(record, Leader(leader.pid, leader.started - 1, leader.boot_id))
+    assert await reap_orphans(record) == ()
+    assert stranger.poll() is None
+
+
+async def test_a_note_from_before_a_reboot_names_nobody(
+    record: Path, stranger: subprocess.Popen[bytes]
+) -> None:
+    """After a boot all numbers are new, so an old note kills nobody."""
+    leader = leader_of(stranger.pid)
+    write_record(record, Leader(leader.pid, leader.started, "another boot"))
+    assert await reap_orphans(record) == ()
+    assert stranger.poll() is None
+    assert not noted(record)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "started": 1}'])
+def test_a_note_that_cannot_be_read_names_nobody(record: Path, text: str) -> None:
+    """A torn note is no reason to fail, nor to kill."""
+    record.write_text(text)
+    assert asyncio.run(reap_orphans(record)) == ()
+
+
+async def test_the_note_says_who_runs(start: Start, record: Path) -> None:
+    """The note holds the pid, the start time and the boot of the child that runs."""
+    child = await start(WAIT)
+    await until_lines(child, 1)
+    leader = read_record(record)
+    assert leader
+    assert (leader.pid,) == child.pids()
+    assert leader == leader_of(leader.pid)
+
+
+async def test_a_child_without_a_note_does_not_run(tmp_path: Path) -> None:
+    """When the note cannot be written, the child is ended again and the error told."""
+    launch = Launch((sys.executable, "-c", WAIT), dict(os.environ))
+    with pytest.raises(OSError, match="missing"):
+        await Child.start(launch, tmp_path / "missing" / "engine.json")
+
+
+def test_the_sockets_folder_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The folder lies in the runtime directory that systemd gives, closed to others."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}:/elsewhere")
+    folder = private_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_too_long_for_a_socket_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A socket's name has 107 bytes, so a longer runtime directory is passed over."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(long))
+    folder = private_folder()
+    assert len(str(folder / "engine.sock")) <= 107
+    folder.rmdir()

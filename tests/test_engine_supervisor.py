@@ -1,0 +1,308 @@
+"""One engine kept up: every kind of death, with the stand-in as a real process."""
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from inbox_daemon.config import Config
+from inbox_daemon.engine import RECORD_NAME, Timing
+from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, FaultKind, Reply
+from inbox_daemon.engine.processes import reap_orphans
+from standin_process import (
+    CHAT,
+    QUICK,
+    Watched,
+    alive,
+    chat,
+    echoed,
+    running_standin,
+    standin_config,
+    supervised,
+)
+
+LONG_S = 30.0
+
+
+async def ask(watched: Watched, text: str) -> Reply | Fault:
+    """Send a chat with this text."""
+    return await watched.engine.send(CHAT, chat(text), "r-1", LONG_S)
+
+
+async def ready(watched: Watched, generation: int = 0) -> EngineInfo:
+    """Wait until the engine of that generation is ready."""
+    return await watched.until(
+        lambda info: info.state is EngineState.READY and info.generation == generation
+    )
+
+
+def states(watched: Watched) -> list[EngineState]:
+    """List the states that were shown, without repetitions."""
+    shown = [info.state for info in watched.seen]
+    return [state for state, before in zip(shown, [None, *shown], strict=False) if state != before]
+
+
+def starts_of(path: Path) -> int:
+    """Count the starts that the stand-ins have noted."""
+    return len(path.read_text().splitlines())
+
+
+async def test_an_engine_becomes_ready_and_answers(tmp_path: Path) -> None:
+    """From start to answer: the facts of the server are known, and a request is served."""
+    async with supervised(standin_config(tmp_path), tmp_path) as watched:
+        await watched.engine.wait_ready()
+        info = watched.engine.info
+        assert (info.models, info.max_model_len) == (("standin",), 2048)
+        assert (info.version, info.restarts, info.last_error) == ("0.0.standin", 0, None)
+        assert len(info.pids) == 1
+        reply = await ask(watched, "hello")
+        assert isinstance(reply, Reply)
+        assert echoed(reply.body) == "echo: hello"
+    assert watched.engine.info.state is EngineState.STOPPED
+    assert states(watched) == [EngineState.STARTING, EngineState.READY, EngineState.STOPPED]
+
+
+async def test_stopping_leaves_nothing_behind(tmp_path: Path) -> None:
+    """After the end there is no process, no note and no socket's folder."""
+    async with supervised(standin_config(tmp_path, "--helper"), tmp_path) as watched:
+        pids = (await ready(watched)).pids
+        assert len(pids) == 2
+    assert not [pid for pid in pids if alive(pid)]
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - the same as above
+
+
+async def test_a_request_before_ready_is_a_fault_at_once(tmp_path: Path) -> None:
+    """Nothing is sent to an engine that is not ready."""
+    async with supervised(standin_config(tmp_path, "--start-delay", "1000"), tmp_path) as watched:
+        await watched.until(lambda info: info.state is EngineState.STARTING)
+        fault = await ask(watched, "early")
+        assert fault == Fault(FaultKind.CONNECTION, "the engine is starting")
+
+
+async def test_the_load_is_sampled_while_ready(tmp_path: Path) -> None:
+    """The engine's own figures appear in the info while requests run and wait."""
+    async with supervised(standin_config(tmp_path, "--slots", "2"), tmp_path) as watched:
+        await ready(watched)
+        tasks = [asyncio.create_task(ask(watched, "[[hang]]")) for _ in range(5)]
+        while watched.engine.info.load.waiting != 3:
+            await asyncio.sleep(0.01)
+        assert watched.engine.info.load.running == 2
+        assert watched.engine.info.load.kv_cache_use == 1.0
+        for task in tasks:
+            task.cancel()
+
+
+async def test_the_death_of_vllm_is_told_from_an_error_of_the_request(tmp_path: Path) -> None:
+    """All in flight get 500 and `lost` says True for each; after a mere 500 it says False."""
+    async with supervised(standin_config(tmp_path), tmp_path) as watched:
+        await ready(watched)
+        reply = await ask(watched, "[[500]]")
+        assert isinstance(reply, Reply)
+        assert reply.status == 500
+        assert not await watched.engine.lost(0)
+
+        others = [asyncio.create_task(ask(watched, "[[slow=1000]]")) for _ in range(20)]
+        replies = [await ask(watched, "[[crash]]"), *await asyncio.gather(*others)]
+        assert {reply.status for reply in replies if isinstance(reply, Reply)} == {500}
+        assert all(await asyncio.gather(*(watched.engine.lost(0) for _ in replies)))
+        info = await ready(watched, generation=1)
+        assert info.restarts == 1
+        assert "EngineCore encountered an issue" in str(info.last_error)
+        assert isinstance(await ask(watched, "again"), Reply)
+
+
+async def test_a_killed_engine_is_lost_and_started_again(tmp_path: Path) -> None:
+    """Kill -9 breaks what is in flight; the next engine is ready without being asked."""
+    async with supervised(standin_config(tmp_path, "--helper"), tmp_path) as watched:
+        first = await ready(watched)
+        waiting = asyncio.create_task(ask(watched, "[[hang]]"))
+        fault = await ask(watched, "[[kill]]")
+        assert isinstance(fault, Fault)
+        assert isinstance(await waiting, Fault)
+        assert await watched.engine.lost(0)
+        second = await ready(watched, generation=1)
+        assert not set(first.pids) & set(second.pids)
+        assert "killed by SIGKILL" in str(second.last_error)
+        assert not [pid for pid in first.pids if alive(pid)]
+
+
+async def test_a_killed_engine_is_noticed_without_a_request(tmp_path: Path) -> None:
+    """An idle engine that ends is noticed by its process's end, not by a look."""
+    timing = replace(QUICK, poll_s=1000)
+    async with supervised(standin_config(tmp_path), tmp_path, timing) as watched:
+        pid = (await ready(watched)).pids[0]
+        os.kill(pid, signal.SIGKILL)
+        await watched.until(lambda info: info.generation == 1)
+        await ready(watched, generation=1)
+
+
+async def test_an_earlier_generation_is_lost_for_ever(tmp_path: Path) -> None:
+    """A question about an engine that has been replaced needs no look."""
+    async with supervised(standin_config(tmp_path), tmp_path) as watched:
+        await ready(watched)
+        await watched.engine.restart("a test wants it")
+        assert await watched.engine.lost(0)
+        await ready(watched, generation=1)
+        assert await watched.engine.lost(0)
+        assert not await watched.engine.lost(1)
+
+
+async def test_a_hung_engine_is_killed_on_request(tmp_path: Path) -> None:
+    """An engine that is healthy but answers nothing is not lost until restart is called."""
+    async with supervised(standin_config(tmp_path), tmp_path) as watched:
+        await ready(watched)
+        hung = asyncio.create_task(ask(watched, "[[freeze]]"))
+        while watched.engine.info.load.running != 1:
+            await asyncio.sleep(0.01)
+        assert not await watched.engine.lost(0)
+        await watched.engine.restart("no answer for a minute")
+        assert watched.engine.info.generation == 1
+        assert watched.engine.info.state is EngineState.BACKOFF
+        fault = await hung
+        assert isinstance(fault, Fault)
+        info = await ready(watched, generation=1)
+        assert "no answer for a minute" in str(info.last_error)
+        assert isinstance(await ask(watched, "again"), Reply)
+
+
+async def test_a_stopped_process_counts_as_busy_not_as_dead(tmp_path: Path) -> None:
+    """A server that does not answer the look in time is not called dead for that."""
+    async with supervised(standin_config(tmp_path), tmp_path) as watched:
+        pid = (await ready(watched)).pids[0]
+        os.kill(pid, signal.SIGSTOP)
+        looking = asyncio.create_task(watched.engine.lost(0))
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGCONT)
+        assert not await looking
+
+
+async def test_failing_starts_back_off_and_tell_why(tmp_path: Path) -> None:
+    """An engine that ends while it starts is tried again, ever later, and then succeeds."""
+    starts = tmp_path / "starts"
+    config = standin_config(tmp_path, "--starts", str(starts), "--die-starts", "3")
+    async with supervised(config, tmp_path) as watched:
+        info = await watched.until(lambda info: info.retry_in_s is not None)
+        assert info.state is EngineState.BACKOFF
+        assert info.last_lines[-1] == "RuntimeError: this start was asked to fail"
+        assert str(info.last_error) == (
+            "the engine ended (exit status 1);"
+            " its last words: RuntimeError: this start was asked to fail"
+        )
+        info = await ready(watched)
+        assert (info.restarts, info.generation) == (3, 0)
+        pauses = [info.retry_in_s for info in watched.seen if info.retry_in_s is not None]
+        assert [round(pause, 2) for pause in pauses] == [0.05, 0.1, 0.2]
+    assert starts_of(starts) == 4
+
+
+async def test_the_pause_has_an_upper_limit(tmp_path: Path) -> None:
+    """However often the start fails, the pause grows no further than it may."""
+    config = standin_config(tmp_path, "--die-at-start", "no")
+    timing = Timing(backoff_s=0.001, backoff_max_s=0.002, restart_s=0)
+    async with supervised(config, tmp_path, timing) as watched:
+        await watched.until(lambda info: info.restarts == 4)
+        pauses = [info.retry_in_s for info in watched.seen if info.retry_in_s is not None]
+        assert max(pauses) <= 0.002
+
+
+async def test_an_engine_that_is_not_ready_in_time_is_killed(tmp_path: Path) -> None:
+    """A start that takes too long ends with its processes, and says which limit it met."""
+    config = standin_config(tmp_path, "--start-delay", "1000")
+    timing = Timing(start_timeout_s=0.3, loss_grace_s=1)
+    async with supervised(config, tmp_path, timing) as watched:
+        info = await watched.until(lambda info: info.retry_in_s is not None)
+        assert str(info.last_error).startswith("the engine was not ready within 0.3 s")
+        assert info.retry_in_s == pytest.approx(5, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["/nonexistent/server"], "names a program that does not exist"),
+        ([__file__], "cannot be run"),
+        ([sys.executable, "-c", "import vllm_not_here"], "No module named 'vllm_not_here'"),
+    ],
+    ids=["missing", "no-program", "import-error"],
+)
+async def test_a_command_that_cannot_run_is_explained(
+    tmp_path: Path, command: list[str], sentence: str
+) -> None:
+    """Each way in which a command is wrong gives the operator its own sentence."""
+    config = Config.model_validate({"spool": tmp_path, "engine": {"command": command}})
+    async with supervised(config, tmp_path) as watched:
+        info = await watched.until(lambda info: info.retry_in_s is not None)
+        assert sentence in str(info.last_error)
+
+
+async def test_no_configuration_is_told_and_waited_with(tmp_path: Path) -> None:
+    """Without model, command and URL nothing is started, and the sentence says what to set."""
+    async with supervised(Config(spool=tmp_path), tmp_path, None) as watched:
+        info = await watched.until(lambda info: info.retry_in_s is not None)
+        assert info.state is EngineState.BACKOFF
+        assert "no engine is configured; set [engine] model" in str(info.last_error)
+        assert info.retry_in_s == pytest.approx(5, abs=1)
+        assert isinstance(await ask(watched, "hello"), Fault)
+
+
+async def test_a_server_of_somebody_else_is_used_where_it_is(tmp_path: Path) -> None:
+    """An endpoint is neither started nor stopped: it serves before and after."""
+    path = tmp_path / "s"
+    config = Config.model_validate({"spool": tmp_path, "endpoint": {"url": f"unix:{path}"}})
+    async with running_standin("--socket", str(path)) as process:
+        async with supervised(config, tmp_path) as watched:
+            info = await ready(watched)
+            assert (info.pids, info.models) == ((), ("standin",))
+            assert isinstance(await ask(watched, "hello"), Reply)
+        assert process.returncode is None
+
+
+async def test_a_server_of_somebody_else_may_go_and_come_back(tmp_path: Path) -> None:
+    """An endpoint that vanishes is lost, waited for, and used again."""
+    path = tmp_path / "s"
+    config = Config.model_validate({"spool": tmp_path, "endpoint": {"url": f"unix:{path}"}})
+    async with supervised(config, tmp_path, Timing(start_timeout_s=0.2, poll_s=0.05)) as watched:
+        info = await watched.until(lambda info: info.last_error is not None)
+        assert str(path) in str(
+            (await watched.until(lambda i: i.retry_in_s is not None)).last_error
+        )
+        assert info.generation == 0
+    async with supervised(config, tmp_path) as watched:
+        async with running_standin("--socket", str(path)):
+            await ready(watched)
+        await watched.until(lambda info: info.generation == 1)
+        path.unlink()
+        async with running_standin("--socket", str(path)):
+            await ready(watched, generation=1)
+
+
+async def test_a_note_of_an_earlier_engine_is_dealt_with_first(tmp_path: Path) -> None:
+    """What a killed daemon left is ended before the next engine starts."""
+    first = standin_config(tmp_path, "--helper")
+    async with supervised(first, tmp_path) as watched:
+        pids = (await ready(watched)).pids
+        note = (tmp_path / RECORD_NAME).read_bytes()
+        (tmp_path / "copy").write_bytes(note)
+        os.kill(min(pids), signal.SIGSTOP)
+        assert sorted(await reap_orphans(tmp_path / "copy")) == sorted(pids)
+        await ready(watched, generation=1)
+
+
+async def test_several_in_a_row_may_be_lost(tmp_path: Path) -> None:
+    """Engines killed again and again are each replaced, and each raises the generation."""
+    log = tmp_path / "log"
+    async with supervised(standin_config(tmp_path, "--log", str(log)), tmp_path) as watched:
+        for generation in range(4):
+            await ready(watched, generation)
+            await ask(watched, "[[killx4]]")
+            assert await watched.engine.lost(generation)
+        await ready(watched, 4)
+        reply = await ask(watched, "[[killx4]]")
+        assert isinstance(reply, Reply)
+        assert reply.status == 200
+    lines = [orjson.loads(line) for line in log.read_bytes().splitlines()]
+    assert len({line["pid"] for line in lines}) == 5
