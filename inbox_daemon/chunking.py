@@ -3,12 +3,10 @@
 Purpose: three controllers, each fed with readings and answering with a number.
 `ChunkSizer` follows the GPU memory that others use, `ThermalGovernor` the temperature,
 `WindowController` the engine's own load figures.
-Invariants: pure, so that a recorded trace replays exactly; answers stay within their
-bounds whatever is read (absent, stale, not a number, counters that jump); a reading
-that stays the same leads to an answer that stays the same.
-Known limits: the window assumes that a finished request is replaced at once, so it
-keeps only what bridges that moment waiting.  On a server that others use too, their
-requests are counted with ours.
+Invariants: pure, so that a recorded trace replays exactly; answers stay within bounds
+whatever is read (nothing, nonsense, counters that jump); steady readings settle them.
+Known limits: the window assumes that a finished request is replaced at once; on a server
+that others use too, their requests are counted with ours.
 """
 
 import math
@@ -35,8 +33,7 @@ PATIENCE_READINGS = 30
 def chunk_size(others_percent: float | None, chunk_min: int, chunk_max: int) -> int:
     """Return how many requests a chunk may hold.
 
-    `others_percent` is the share of the GPU's memory that others use, 0 to 100; None,
-    where nobody can say, means the largest chunk.
+    `others_percent`: the GPU memory that others use, 0 to 100; None means the largest chunk.
     """
     return ChunkSizer(chunk_min, chunk_max).update(others_percent)
 
@@ -147,8 +144,7 @@ RESERVE_FLOOR, RESERVE_SHARE, RESERVE_S = 4, 0.25, 0.25
 # How many reserves waiting are too many, and for how many readings before it counts:
 # requests wait for a moment too while the engine reads the prompts of a cold start.
 EXCESS, EXCESS_READINGS = 2.0, 3
-# Peaks are held over so many readings: one sampled just after many requests finished
-# shows fewer than the engine can run.
+# A reading just after many requests finished shows fewer than can run, so peaks are held.
 PEAK_READINGS = 5
 # The preempted among all that left the engine's slots, above which more only costs; for
 # so many readings from then on the window stands still, and for so many grows with care.
@@ -166,7 +162,7 @@ class _Reading(NamedTuple):
     waiting: int
     kv_full: bool
     thrashing: bool
-    rising: bool  # more run than in any reading before
+    rising: bool  # more run than in the last readings
     limited: bool  # the window was what kept requests back
     hungry: bool  # limited, nothing waits, and the figures know of what is in flight
 
@@ -272,7 +268,8 @@ class WindowController:
         if self._excessive >= EXCESS_READINGS:
             return self._shrunk(reading, target)
         grown = self._grown(reading, target) if self._hungry else self._window
-        return max(grown, target) if reading.limited and not self._careful else grown
+        lacking = reading.limited and reading.waiting < self._reserve()
+        return max(grown, target) if lacking and not self._careful else grown
 
     def _grown(self, reading: _Reading, target: int) -> int:
         if self._careful:
