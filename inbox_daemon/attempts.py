@@ -52,7 +52,7 @@ class Attempts:
         self._engine = engine
         self._timeout_s = timeout_s
         self._wake = wake
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], JobRun] = {}
         self._arrived: list[Arrival] = []
         self._flying: dict[int, int] = {}
 
@@ -73,8 +73,8 @@ class Attempts:
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
         body = wire.engine_body(request, model)
         task = asyncio.create_task(self._fly(flight, request.url, body))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = run
+        task.add_done_callback(self._tasks.pop)
 
     def take(self) -> list[Arrival]:
         """Hand over what has arrived since the last call."""
@@ -82,6 +82,12 @@ class Attempts:
         for arrival in arrived:
             self._flying[arrival.flight.generation] -= 1
         return arrived
+
+    def abort(self, run: JobRun) -> None:
+        """Abandon the flights of one job; they arrive without a verdict."""
+        for task, owner in list(self._tasks.items()):
+            if owner is run:
+                task.cancel()
 
     async def finish(self, grace_s: float) -> None:
         """Wait for all flights for at most `grace_s` seconds, then abandon the rest."""

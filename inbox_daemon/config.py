@@ -47,6 +47,7 @@ class IntakeConfig(_Section):
     on_full: Literal["reject", "hold"] = "reject"
     on_invalid_line: Literal["reject", "dead_letter"] = "reject"
     dedup_days: Annotated[float, Field(ge=0)] = 7
+    ageing_s: Seconds = 3600
 
 
 class LimitsConfig(_Section):
@@ -69,6 +70,7 @@ class EngineConfig(_Section):
     args: list[str] = []
     command: list[str] = []
     start_timeout_s: Seconds = 900
+    hang_s: Seconds = 180
     env: dict[str, str] = {}
 
     @property
@@ -130,6 +132,28 @@ class StatusConfig(_Section):
     interval_s: Seconds = 5
 
 
+class DiskConfig(_Section):
+    """How much room is left free; below it nothing is taken and nothing is sent."""
+
+    min_free_bytes: Annotated[int, Field(ge=0)] = 1_073_741_824
+    min_free_inodes: Annotated[int, Field(ge=0)] = 10_000
+
+
+Days = Annotated[float, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class RetentionConfig(_Section):
+    """How long ended things are kept and how many bytes they may take; 0 is for ever."""
+
+    outbox_days: Days = 0
+    outbox_max_bytes: Bytes = 0
+    rejected_days: Days = 30
+    rejected_max_bytes: Bytes = 2_147_483_648
+    dead_letter_days: Days = 90
+    dead_letter_max_bytes: Bytes = 2_147_483_648
+
+
 class Config(BaseSettings):
     """The whole configuration, checked and frozen."""
 
@@ -148,6 +172,8 @@ class Config(BaseSettings):
     run: RunConfig = RunConfig()
     gpu: GpuConfig = GpuConfig()
     status: StatusConfig = StatusConfig()
+    disk: DiskConfig = DiskConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     @model_validator(mode="after")
     def _check_spool(self) -> Self:

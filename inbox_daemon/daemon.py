@@ -18,7 +18,9 @@ from pathlib import Path
 import sdnotify
 
 from inbox_daemon import __version__, documents, publish
+from inbox_daemon.admission import Admission
 from inbox_daemon.config import Config
+from inbox_daemon.control import Controller, load_paused
 from inbox_daemon.engine import open_engine
 from inbox_daemon.engine.base import Engine
 from inbox_daemon.governor import Governor
@@ -28,6 +30,7 @@ from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.recovery import recover
+from inbox_daemon.redrive import Redriver
 from inbox_daemon.runner import Runner
 from inbox_daemon.spool import Spool
 from inbox_daemon.status import Reporter
@@ -71,8 +74,15 @@ class Daemon:
             self.governor,
             self._publish,
         )
+        admission = Admission(self.config, self.spool, self.ledger, self.queue, self._served)
+        redriver = Redriver(self.spool, self.ledger, admission)
         self.intake = Intake(
-            self.config, self.spool, self.ledger, self.queue, self._served, self._on_change
+            self.config,
+            self.spool,
+            self.queue,
+            admission,
+            Controller(self.queue, self.ledger, self.runner, redriver),
+            self._on_change,
         )
         self.reporter = Reporter(self.config, self.queue, self.runner, self.intake, self.governor)
 
@@ -138,7 +148,10 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             info = self.engine.info
-            done, finished = self.runner.finished - finished, self.runner.finished
+            done, finished = (
+                self.runner.collector.finished - finished,
+                self.runner.collector.finished,
+            )
             before = self.governor.window
             self.governor.read_engine(info.load, self.runner.in_flight, done, time.monotonic())
             if self.governor.window > before or info.state is not state:
@@ -214,6 +227,7 @@ def serve(config: Config) -> None:
     ledger = Ledger(spool.ledger)
     try:
         queue = recover(spool, ledger)
+        queue.paused, queue.ageing_s = load_paused(ledger), config.intake.ageing_s
         asyncio.run(_main(config, spool, ledger, queue))
     finally:
         ledger.close()

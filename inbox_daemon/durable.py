@@ -15,7 +15,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 _AT_FDCWD = -100
@@ -86,10 +88,14 @@ def replace_file(path: Path, data: bytes, workplace: Path, mode: int = 0o640) ->
     The new content is made in the folder `workplace`, on the same filesystem, so
     that a reader of `path`'s folder never sees a temporary name.
     """
-    temporary = workplace / f".{path.parent.name}.{path.name}.new"
-    temporary.unlink(missing_ok=True)
-    write_file(temporary, data, mode)
-    temporary.rename(path)
+    # Unique, because documents of several jobs may be written at once.
+    temporary = workplace / f".{secrets.token_hex(8)}.new"
+    try:
+        write_file(temporary, data, mode)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_dir(path.parent)
 
 
@@ -169,6 +175,19 @@ def copy_hashing(source_fd: int, target: Path, limit: int) -> tuple[str, int]:
         os.fsync(target_fd)
     finally:
         os.close(target_fd)
+    return digest.hexdigest(), length
+
+
+def write_hashing(target: Path, parts: Iterable[bytes]) -> tuple[str, int]:
+    """Write a new file part by part; return its sha256 and length, like `copy_hashing`."""
+    digest, length = hashlib.sha256(), 0
+    with target.open("xb", buffering=_COPY_BYTES) as file:
+        for part in parts:
+            digest.update(part)
+            file.write(part)
+            length += len(part)
+        file.flush()
+        os.fsync(file.fileno())
     return digest.hexdigest(), length
 
 

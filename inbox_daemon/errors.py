@@ -60,6 +60,10 @@ class LedgerError(OperatorError):
     """The ledger cannot be read or written; the daemon must not go on."""
 
 
+class DamagedJobError(OperatorError):
+    """One job's files lost data on the disk; the others are not concerned."""
+
+
 class EngineError(OperatorError):
     """The engine cannot be started or reached."""
 

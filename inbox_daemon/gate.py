@@ -22,14 +22,17 @@ from inbox_daemon.limits import check_bytes
 from inbox_daemon.model import NAME_PATTERN, Fault, ReadyMarker
 from inbox_daemon.settling import Signature
 from inbox_daemon.spool import Spool
+from inbox_daemon.states import Priority
 from inbox_daemon.watch import Entry, Kind
 
 READY_SUFFIX = ".ready"
 JOB_SUFFIX = ".jsonl"
-_MARKER_BYTES = 4096
+OPTIONS_SUFFIX = ".options.json"
+_SMALL_BYTES = 1 << 16
 _NAME = re.compile(NAME_PATTERN)
-# outbox/status.json is the service's own.
-_RESERVED = frozenset({"status.json.jsonl"})
+_CONTROL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}\.(cancel|pause|resume|redrive|purge)")
+# outbox/status.json is the service's own, and ALL is what control files call every job.
+_RESERVED = frozenset({"status.json.jsonl", "ALL.jsonl"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,41 @@ def is_job_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and name not in _RESERVED and "\n" not in name
 
 
+def is_control_name(name: str) -> bool:
+    """Say whether a file of that name is an order, such as NAME.cancel."""
+    return bool(_CONTROL.fullmatch(name))
+
+
+def is_sidecar(name: str) -> bool:
+    """Say whether a file of that name belongs to a job's file."""
+    return name.endswith((JOB_SUFFIX + READY_SUFFIX, OPTIONS_SUFFIX)) and name[0] != "."
+
+
+def job_of_sidecar(name: str) -> str:
+    """The job's file that a sidecar belongs to."""
+    if name.endswith(READY_SUFFIX):
+        return name.removesuffix(READY_SUFFIX)
+    return name.removesuffix(OPTIONS_SUFFIX) + JOB_SUFFIX
+
+
+def is_lane(name: str, lane: Priority) -> bool:
+    """Say whether a folder seen in a lane is itself a lane."""
+    return lane is Priority.NORMAL and name in {Priority.HIGH.value, Priority.LOW.value}
+
+
+def check_kind(entry: Entry) -> Wait | None:
+    """Judge an entry by its kind alone; None when it may be opened."""
+    if entry.kind is not Kind.FILE:
+        return Wait(f"it is a {entry.kind}, not a regular file: only those are taken")
+    if entry.nlink != 1:
+        return Wait(f"it has {entry.nlink} links: remove the others, or copy the file in")
+    return None
+
+
 def check_entry(entry: Entry) -> Wait | None:
     """Judge an entry by its name and kind alone; None when it may be opened."""
     if entry.kind is not Kind.FILE:
-        return Wait(f"it is a {entry.kind}, not a regular file: only those are taken")
+        return check_kind(entry)
     if entry.name.startswith("."):
         return Wait("its name starts with a dot: rename it when it is complete")
     if not is_job_name(entry.name):
@@ -92,24 +126,22 @@ def check_entry(entry: Entry) -> Wait | None:
             "letter or digit and ends in .jsonl; rename the file"
         )
         return Wait(message, Fault(code="bad_name", message=message))
-    if entry.nlink != 1:
-        return Wait(f"it has {entry.nlink} links: remove the others, or copy the file in")
-    return None
+    return check_kind(entry)
 
 
 def check_drop(
-    spool: Spool, entry: Entry, config: Config, *, settled: bool
+    spool: Spool, entry: Entry, lane: Priority, config: Config, *, settled: bool
 ) -> Pass | Wait | Refuse:
     """Open a drop and hold it to every sign of completeness.
 
     `settled` says whether its signature has been the same for long enough; with a
     matching `NAME.ready` marker that is not needed.
     """
-    marker = read_marker(spool, entry.name)
+    marker = read_marker(spool, entry.name, lane)
     if isinstance(marker, Wait) or (marker is None and not settled):
         return marker or Wait("it has not been quiet for settle_s yet")
     try:
-        fd = spool.open_drop(entry.name)
+        fd = spool.open_drop(entry.name, lane)
     except OSError as error:
         return Wait(f"it cannot be opened: {error.strerror}")
     verdict = _check_open(fd, entry, config, marker)
@@ -165,20 +197,30 @@ def _ends_whole(fd: int, size: int, max_line_bytes: int) -> bool:
     return True
 
 
-def read_marker(spool: Spool, name: str) -> ReadyMarker | Wait | None:
-    """The sender's own word on its file; None when there is no marker."""
+def read_small(spool: Spool, name: str, lane: Priority) -> bytes | None:
+    """A small file of inbox/, at most 64 KiB; None when it is not there.
+
+    What is no regular file, or cannot be read, counts as holding no JSON.
+    """
     try:
-        fd = spool.open_drop(name + READY_SUFFIX)
+        fd = spool.open_drop(name, lane)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        return Wait(f"its marker cannot be opened: {error.strerror}")
+    except OSError:
+        return b"\0"
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return Wait("its marker is no regular file")
-        return ReadyMarker.model_validate(orjson.loads(os.read(fd, _MARKER_BYTES)))
+        return os.read(fd, _SMALL_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b"\0"
+    finally:
+        os.close(fd)
+
+
+def read_marker(spool: Spool, name: str, lane: Priority) -> ReadyMarker | Wait | None:
+    """The sender's own word on its file; None when there is no marker."""
+    content = read_small(spool, name + READY_SUFFIX, lane)
+    if content is None:
+        return None
+    try:
+        return ReadyMarker.model_validate(orjson.loads(content))
     except (orjson.JSONDecodeError, ValidationError):
         message = 'its marker must hold {"bytes": …, "sha256": "…"}'
         return Wait(message, Fault(code="bad_marker", message=message + "; send both again"))
-    finally:
-        os.close(fd)

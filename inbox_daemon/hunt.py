@@ -40,7 +40,8 @@ class Hunt:
 
         While a hunt is on, `in_flight` is what was left of the newest group.
         """
-        waiting = [suspect for suspect in self.group if suspect not in set(in_flight)]
+        flying = set(in_flight)
+        waiting = [suspect for suspect in self.group if suspect not in flying]
         if self.groups:
             self.groups.pop()
         if waiting:  # of the same group, but not yet started

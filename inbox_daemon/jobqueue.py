@@ -15,6 +15,7 @@ from inbox_daemon.model import RecentJob
 from inbox_daemon.records import JobRecord
 
 _RECENT = 20
+ALL = "ALL"
 
 
 @dataclass(slots=True)
@@ -35,6 +36,8 @@ class JobQueue:
     """All active jobs, and the newest of those that ended."""
 
     entries: dict[str, ActiveEntry] = field(default_factory=dict)
+    ageing_s: float = 3600.0
+    paused: set[str] = field(default_factory=set)
     recent: deque[RecentJob] = field(default_factory=lambda: deque(maxlen=_RECENT))
     last_finished: RecentJob | None = None
     last_rejected: RecentJob | None = None
@@ -57,14 +60,39 @@ class JobQueue:
         found = (e.record for e in list(self.entries.values()) if e.record.name == name)
         return next(found, None)
 
-    def next_queued(self) -> JobRecord | None:
-        """The job to start next: the oldest that is queued."""
-        found = (e.record for e in self.entries.values() if e.run is None)
-        return min(found, key=lambda record: record.id, default=None)
+    def replace(self, record: JobRecord) -> None:
+        """Take note of a job's changed record."""
+        entry = self.entries[record.id]
+        entry.record = record
+        if entry.run is not None:
+            entry.run.record = record
 
-    def runs(self) -> list[JobRun]:
-        """The running jobs, oldest first."""
-        return [e.run for _, e in sorted(self.entries.items()) if e.run is not None]
+    def urgency(self, record: JobRecord, now: float) -> float:
+        """A job's place in the order, the smallest first: its priority's level (0 to 2).
+
+        Each `ageing_s` of waiting raises it by one level, so that no stream of jobs of
+        high priority can starve one of low priority.  `now` is in seconds since 1970.
+        """
+        return record.priority.level - max(now - record.created_at, 0.0) / self.ageing_s
+
+    def is_paused(self, record: JobRecord) -> bool:
+        """Say whether the job, or all, were paused."""
+        return record.id in self.paused or ALL in self.paused
+
+    def next_queued(self, now: float) -> JobRecord | None:
+        """The job to start next: one that only has to be ended, else the most urgent."""
+        found = [e.record for e in self.entries.values() if e.run is None]
+        ready = [r for r in found if r.ending is not None or not self.is_paused(r)]
+        return min(
+            ready, key=lambda r: (r.ending is None, self.urgency(r, now), r.id), default=None
+        )
+
+    def runs(self, now: float | None = None) -> list[JobRun]:
+        """The running jobs: oldest first or, at a given moment, the most urgent first."""
+        runs = [e.run for _, e in sorted(self.entries.items()) if e.run is not None]
+        if now is None or len(runs) < 2:  # noqa: PLR2004 - one needs no order
+            return runs
+        return sorted(runs, key=lambda run: self.urgency(run.record, now))
 
     def note(self, job: RecentJob) -> None:
         """Remember a job that ended, for the status."""

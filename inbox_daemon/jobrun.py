@@ -24,6 +24,7 @@ from inbox_daemon.states import Outcome
 
 OPEN, IN_FLIGHT, RETRYING, ENDED = range(4)
 _READ_BYTES = 1 << 20
+_GUESS_BYTES = 8192
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ class JobRun:
     def __init__(self, record: JobRecord, spool: Spool, ledger: Ledger) -> None:
         """Load a job from running/<id>, wherever it was left; blocks, use a thread.
 
-        Raises LedgerError: committed results are missing from the disk; OSError.
+        Raises DamagedJobError: input or committed results are missing from the disk.
         """
         self.record = record
         self.progress = ledger.progress(record.id)
@@ -51,13 +52,14 @@ class JobRun:
         self.in_flight = 0
         self._fd = os.open(spool.input_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
         self._lines, self._starts = index_lines(self._fd)
+        self._size = os.fstat(self._fd).st_size
         self._marks = bytearray(len(self._lines))
         self._completed, self._failed = self.progress.completed, self.progress.failed
         self._tokens_in = self.progress.input_tokens
         self._tokens_out = self.progress.output_tokens
         self._recoveries = self.progress.recoveries + (self.progress.admitted > 0)
         self._admitted = self._limit = bisect_right(self._lines, self.progress.admitted)
-        self._cursor = 0
+        self._cursor = self._closed = 0
         self._due: list[tuple[float, int]] = []
         self._restore(ledger)
         self.journal = Journal(spool.results_path(record.id), self.progress.committed)
@@ -68,6 +70,7 @@ class JobRun:
         self._new_retries: dict[int, RetryRecord] = {}
         self._new_dead: list[DeadLetter] = []
         self._new_due: list[tuple[float, int]] = []
+        self._letter_bytes = 0
 
     def _restore(self, ledger: Ledger) -> None:
         """Take up the outcomes and failures that were committed before."""
@@ -129,6 +132,11 @@ class JobRun:
         return self.admitting or ended
 
     @property
+    def pending_bytes(self) -> int:
+        """How much memory the next commit would free, in bytes."""
+        return self.journal.pending_bytes + self._letter_bytes
+
+    @property
     def dirty(self) -> bool:
         """Say whether a commit would change anything."""
         return self.pending > 0 or self.admitting
@@ -153,9 +161,15 @@ class JobRun:
         """Say whether a line is a request without an outcome."""
         return self._marks[self.ordinal_of(line)] != ENDED
 
-    def read(self, ordinal: int) -> bytes:
-        """A request's line, without its newline."""
-        return read_line(self._fd, self._starts[ordinal])
+    def read(self, ordinal: int, limit: int) -> bytes:
+        """A request's line, without its newline, cut at `limit` bytes."""
+        return read_line(self._fd, self._starts[ordinal], limit)
+
+    def next_open(self) -> int | None:
+        """Any request that is neither in flight nor ended, for a job that is ended early."""
+        while self._closed < self.total and self._marks[self._closed] in {IN_FLIGHT, ENDED}:
+            self._closed += 1
+        return self._closed if self._closed < self.total else None
 
     # -- admission ------------------------------------------------------------------
 
@@ -225,6 +239,8 @@ class JobRun:
         """Take a dead letter; `retryable` says whether its line belongs in retry.jsonl."""
         self._end(ordinal, output, Outcome.DEAD, retryable=retryable)
         self._new_dead.append(letter)
+        ordinal_end = self._starts[ordinal + 1] if ordinal + 1 < self.total else self._size
+        self._letter_bytes += ordinal_end - self._starts[ordinal]
         self._failed += 1
 
     def _end(self, ordinal: int, output: bytes, outcome: Outcome, *, retryable: bool) -> None:
@@ -286,15 +302,15 @@ def index_lines(fd: int) -> tuple["array[int]", "array[int]"]:
     return lines, starts
 
 
-def read_line(fd: int, start: int, guess: int = 8192) -> bytes:
-    """The line that starts at an offset, without its newline."""
-    data = os.pread(fd, guess, start)
+def read_line(fd: int, start: int, limit: int) -> bytes:
+    """The line that starts at an offset, without its newline, cut at `limit` bytes."""
+    data = os.pread(fd, min(_GUESS_BYTES, limit), start)
     end = data.find(b"\n")
-    while end < 0:
-        more = os.pread(fd, max(len(data), guess), start + len(data))
+    while end < 0 and len(data) < limit:
+        more = os.pread(fd, min(len(data), limit - len(data)), start + len(data))
         if not more:
             return data
         end = more.find(b"\n")
         end = end + len(data) if end >= 0 else end
         data += more
-    return data[:end]
+    return data if end < 0 else data[:end]

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from inbox_daemon import durable
-from inbox_daemon.errors import LedgerError
+from inbox_daemon.errors import DamagedJobError
 
 
 class Journal:
@@ -24,7 +24,7 @@ class Journal:
         """Open or make the file and cut off what was never committed.
 
         `committed` is a length in bytes.
-        Raises LedgerError: the file is shorter than that, so committed results are
+        Raises DamagedJobError: the file is shorter than that, so committed results are
         missing from the disk.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -34,7 +34,7 @@ class Journal:
         if size < committed:
             os.close(self._fd)
             msg = f"{path} has {size} bytes where {committed} were committed: the disk lost data"
-            raise LedgerError("journal_short", msg)
+            raise DamagedJobError("journal_short", msg)
         if size > committed:
             os.ftruncate(self._fd, committed)
         if fresh:

@@ -10,7 +10,8 @@ stays open between calls, since one held open makes the file grow for ever.
 Known limits: one process writes; job ids are 26 bytes; a key is at most 511 bytes.
 
 Tables: `meta`, `jobs` (id), `deliveries` (name NUL sha256 -> id), `progress` (id),
-and by id and line: `lines`, `retries`, `dead`, `invalid`.
+and by id and line: `lines`, `retries`, `dead`, `invalid`, `redrives` (the key in
+`dead` of the letter that this line runs again).
 """
 
 import struct
@@ -39,11 +40,24 @@ from inbox_daemon.records import (
 )
 
 MARKER = "ledger.json"
-_TABLES = ("meta", "jobs", "deliveries", "progress", "lines", "retries", "dead", "invalid")
-_PER_LINE = ("lines", "retries", "invalid")
+_TABLES = (
+    "meta",
+    "jobs",
+    "deliveries",
+    "progress",
+    "lines",
+    "retries",
+    "dead",
+    "invalid",
+    "redrives",
+)
+_PER_LINE = ("lines", "retries", "invalid", "redrives")
 _LINE = struct.Struct(">I")
 _FIRST_MAP_BYTES = 256 << 20
+_SPARE_BYTES = 16 << 20
+_ROW_BYTES = 1024
 _PAGE_OF_ENTRIES = 2000
+_PAGE_OF_LETTERS = 200
 _R = TypeVar("_R", bound=Record)
 
 
@@ -95,20 +109,38 @@ class Ledger:
 
     def _mark(self) -> None:
         with self._write() as txn:
-            txn.put(b"version", b"%d" % LEDGER_VERSION, db=self._db["meta"])
+            txn.put(b"version", b"%d" % LEDGER_VERSION, db=self._db["meta"], overwrite=False)
         durable.write_file(self._folder / MARKER, orjson.dumps({"version": LEDGER_VERSION}))
         durable.sync_dir(self._folder)
 
     def _check_version(self) -> None:
         with self._read() as txn:
             found = txn.get(b"version", db=self._db["meta"])
-        if found is None or int(found) == LEDGER_VERSION:
+        if found is None:
+            msg = (
+                f"the ledger in {self._folder} holds nothing although it was made: restore it "
+                "from a backup, or move the ledger folder away to start anew"
+            )
+            raise LedgerError("ledger_lost", msg)
+        if int(found) == LEDGER_VERSION:
             return
         msg = (
             f"the ledger in {self._folder} has version {int(found)} and this release reads "
             f"{LEDGER_VERSION}; install the release that wrote it, or a newer one"
         )
         raise LedgerError("ledger_version", msg)
+
+    def compact_into(self, folder: Path) -> None:
+        """Write a copy without the free pages into an empty folder.
+
+        Raises LedgerError: the copy could not be written.
+        """
+        try:
+            with self._lock:
+                self._env.copy(str(folder), compact=True)
+        except lmdb.Error as error:
+            msg = f"the ledger cannot be copied: {error}; free some disk space"
+            raise LedgerError("ledger_write_failed", msg) from None
 
     def close(self) -> None:
         """Close the environment."""
@@ -128,9 +160,9 @@ class Ledger:
                 raise LedgerError("ledger_unreadable", msg) from None
 
     @contextmanager
-    def _write(self) -> Iterator[lmdb.Transaction]:
+    def _write(self, expected_bytes: int = 0) -> Iterator[lmdb.Transaction]:
         with self._lock:
-            self._grow()
+            self._grow(expected_bytes)
             try:
                 with self._env.begin(write=True) as txn:
                     yield txn
@@ -138,22 +170,35 @@ class Ledger:
                 msg = f"the ledger cannot be written: {error}; free some disk space"
                 raise LedgerError("ledger_write_failed", msg) from error
 
-    def _grow(self) -> None:
+    def _grow(self, expected_bytes: int) -> None:
+        """Keep twice the room that the next transaction may take."""
         info = self._env.info()
         used = (info["last_pgno"] + 1) * self._env.stat()["psize"]
-        if used * 2 > info["map_size"]:
-            self._env.set_mapsize(max(info["map_size"] * 2, used * 4))
+        needed = 2 * (used + 2 * expected_bytes) + _SPARE_BYTES
+        if needed > info["map_size"]:
+            self._env.set_mapsize(max(2 * info["map_size"], 2 * needed))
 
     # -- jobs -----------------------------------------------------------------------
 
-    def accept(self, job: JobRecord, invalid: list[InvalidLine]) -> None:
-        """Know a job before its file is moved to queued/."""
-        with self._write() as txn:
+    def accept(
+        self,
+        job: JobRecord,
+        invalid: list[InvalidLine],
+        redriven: list[tuple[int, DeadLetter]] | None = None,
+    ) -> None:
+        """Know a job before its file is moved to queued/.
+
+        `redriven` says which of its lines runs which dead letter again.
+        """
+        with self._write(_ROW_BYTES * (len(invalid) + len(redriven or []))) as txn:
             self._put(txn, "jobs", job.id.encode(), job)
             txn.put(_delivery(job.name, job.sha256), job.id.encode(), db=self._db["deliveries"])
             for line in invalid:
                 key = _line_key(job.id, line.line)
                 self._put_raw(txn, "invalid", key, line.fault.model_dump_json().encode())
+            for number, letter in redriven or []:
+                origin = _line_key(letter.job_id, letter.line)
+                self._put_raw(txn, "redrives", _line_key(job.id, number), origin)
 
     def update(self, job: JobRecord) -> None:
         """Replace a job's record, as when it starts."""
@@ -163,10 +208,13 @@ class Ledger:
     def finish(self, job: JobRecord) -> None:
         """Close a published job: its record stays for re-deliveries, its lines go.
 
-        Dead letters stay until they are redriven or purged.
+        Its dead letters stay until they are redriven or purged; those of another job
+        that it has run again are answered and go.
         """
         with self._write() as txn:
             self._put(txn, "jobs", job.id.encode(), job)
+            for _, origin in list(self._rows(txn, "redrives", job.id)):
+                txn.delete(origin, db=self._db["dead"])
             self._forget_lines(txn, job.id)
 
     def forget(self, job_id: str) -> None:
@@ -213,25 +261,30 @@ class Ledger:
 
         `state` sets small values of the runner in the same transaction; None removes.
         """
-        with self._write() as txn:
-            for checkpoint in checkpoints:
-                self._apply(txn, checkpoint)
+        # Dead letters hold their requests, so they are what can be large.
+        rows = [[_row(letter) for letter in checkpoint.dead] for checkpoint in checkpoints]
+        with self._write(sum(len(row[1]) for part in rows for row in part)) as txn:
+            for checkpoint, dead in zip(checkpoints, rows, strict=True):
+                self._apply(txn, checkpoint, dead)
             for key, value in (state or {}).items():
                 self._put_state(txn, key, value)
 
-    def _apply(self, txn: lmdb.Transaction, checkpoint: Checkpoint) -> None:
+    def _apply(
+        self, txn: lmdb.Transaction, checkpoint: Checkpoint, dead: list[tuple[bytes, bytes]]
+    ) -> None:
         job_id = checkpoint.job_id
         self._put(txn, "progress", job_id.encode(), checkpoint.progress)
         for line, retry in checkpoint.retries.items():
             self._put(txn, "retries", _line_key(job_id, line), retry)
-        for letter in checkpoint.dead:
-            self._put(txn, "dead", _line_key(job_id, letter.line), letter)
+        for key, value in dead:
+            self._put_raw(txn, "dead", key, value)
+        rows = sorted((_line_key(job_id, line), entry.pack()) for line, entry in checkpoint.entries)
         with txn.cursor(db=self._db["lines"]) as cursor:
-            cursor.putmulti(
-                sorted(
-                    (_line_key(job_id, line), entry.pack()) for line, entry in checkpoint.entries
-                )
-            )
+            _, added = cursor.putmulti(rows, overwrite=False)
+        if added != len(rows):
+            txn.abort()
+            msg = f"{len(rows) - added} lines of job {job_id} ended twice; this is a bug"
+            raise LedgerError("outcome_twice", msg)
 
     def progress(self, job_id: str) -> Progress:
         """How far a job is; all zero when it never ran."""
@@ -272,9 +325,47 @@ class Ledger:
             rows = list(self._rows(txn, "invalid", job_id))
         return {_line_of(key): Fault.model_validate_json(value) for key, value in rows}
 
-    def dead_letters(self, job_id: str = "") -> list[DeadLetter]:
-        """The dead letters of one job, or of all."""
-        return [letter for _, letter in self._per_line("dead", job_id, DeadLetter)]
+    def dead_letters(self, job_id: str = "") -> Iterator[DeadLetter]:
+        """The dead letters of one job, or of all, page by page."""
+        after = b""
+        while page := self._dead_page(job_id.encode(), after):
+            for key, value in page:
+                yield _load(DeadLetter, value)
+                after = key
+
+    def _dead_page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, bytes]]:
+        page: list[tuple[bytes, bytes]] = []
+        with self._read() as txn, txn.cursor(db=self._db["dead"]) as cursor:
+            found = cursor.set_range(after + b"\0" if after else prefix)
+            while found and len(page) < _PAGE_OF_LETTERS:
+                key, value = map(bytes, cursor.item())
+                if not key.startswith(prefix):
+                    break
+                page.append((key, value))
+                found = cursor.next()
+        return page
+
+    def dead_letter(self, job_id: str, line: int) -> DeadLetter | None:
+        """One dead letter."""
+        with self._read() as txn:
+            return self._get(txn, "dead", _line_key(job_id, line), DeadLetter)
+
+    def dead_count(self) -> int:
+        """How many dead letters there are."""
+        with self._read() as txn:
+            return int(txn.stat(self._db["dead"])["entries"])
+
+    def being_redriven(self) -> set[tuple[str, int]]:
+        """The dead letters that an active job runs again, by job id and line."""
+        with self._read() as txn:
+            origins = [bytes(value) for _, value in txn.cursor(db=self._db["redrives"])]
+        return {(origin[:-4].decode(), _line_of(origin)) for origin in origins}
+
+    def purge(self, letters: list[tuple[str, int]]) -> None:
+        """Remove dead letters, by job id and line."""
+        with self._write() as txn:
+            for job_id, line in letters:
+                txn.delete(_line_key(job_id, line), db=self._db["dead"])
 
     # -- small state of the runner --------------------------------------------------
 
@@ -283,6 +374,11 @@ class Ledger:
         with self._read() as txn:
             found = txn.get(key.encode(), db=self._db["meta"])
             return None if found is None else bytes(found)
+
+    def put_state(self, key: str, value: bytes | None) -> None:
+        """Set such a value or, with None, remove it."""
+        with self._write() as txn:
+            self._put_state(txn, key, value)
 
     def _put_state(self, txn: lmdb.Transaction, key: str, value: bytes | None) -> None:
         if value is None:
@@ -316,6 +412,10 @@ class Ledger:
 
     def _put_raw(self, txn: lmdb.Transaction, table: str, key: bytes, value: bytes) -> None:
         txn.put(key, value, db=self._db[table])
+
+
+def _row(letter: DeadLetter) -> tuple[bytes, bytes]:
+    return _line_key(letter.job_id, letter.line), orjson.dumps(letter.model_dump(mode="json"))
 
 
 def _load(kind: type[_R], value: bytes) -> _R:

@@ -53,11 +53,10 @@ def bury(
     `history` holds its failed attempts, this last one included if it was charged.
     """
     request = grave.parsed()
-    custom_id = request.get("custom_id") if isinstance(request, dict) else None
     letter = DeadLetter(
         job_id=grave.job.id,
         job=grave.job.name,
-        custom_id=custom_id if isinstance(custom_id, str) else None,
+        custom_id=wire.custom_id_of(grave.raw),
         line=grave.line,
         reason=reason,
         code=verdict.code or reason.value,
@@ -78,14 +77,27 @@ def bury_invalid(grave: Grave, fault: Fault, now: float) -> Burial:
     """Make the dead letter of a line that is no valid request."""
     verdict = Verdict(action=Action.DEAD, code=fault.code, message=fault.message)
     buried = bury(grave, verdict, DeadReason.INVALID_REQUEST, None, now)
-    return Burial(buried.letter, buried.output, retryable=False)
+    letter = buried.letter.model_copy(update={"redrivable": False})
+    return Burial(letter, buried.output, retryable=False)
 
 
-def bury_poison(grave: Grave, deaths: int, now: float) -> Burial:
+def bury_poison(grave: Grave, deaths: int, history: RetryRecord | None, now: float) -> Burial:
     """Make the dead letter of a request that kills the engine."""
     message = f"the engine died {deaths} times while this request alone was running"
     verdict = Verdict(action=Action.DEAD, code="poison", message=message)
-    return bury(grave, verdict, DeadReason.POISON, None, now)
+    charged = charge(history, verdict, now)
+    charged = charged.model_copy(update={"failures": charged.failures + deaths - 1})
+    return bury(grave, verdict, DeadReason.POISON, charged, now)
+
+
+def bury_ended(grave: Grave, reason: DeadReason, history: RetryRecord | None, now: float) -> Burial:
+    """Make the dead letter of a request that is not run any more: cancelled or expired."""
+    message = {
+        DeadReason.CANCELLED: "the job was cancelled before this request was answered",
+        DeadReason.EXPIRED: "the job expired before this request was answered",
+    }[reason]
+    verdict = Verdict(action=Action.DEAD, code=f"batch_{reason.value}", message=message)
+    return bury(grave, verdict, reason, history, now)
 
 
 def charge(history: RetryRecord | None, verdict: Verdict, now: float) -> RetryRecord:

@@ -67,6 +67,39 @@ class ReadyMarker(Document):
     sha256: Sha256
 
 
+class JobOptions(Document):
+    """`NAME.options.json`: how a job is to be run; dropped before NAME.jsonl.
+
+    `metadata` is echoed in the job's status; its bounds are those of OpenAI's Batch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expires_in_s: Annotated[float, Field(gt=0)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, Field(max_length=64)],
+                Annotated[str, Field(max_length=512)],
+            ],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+
+
+class ControlOptions(Document):
+    """The content of a control file, which may also be empty.
+
+    `reason` narrows a redrive or a purge to the dead letters of one reason.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str | None = None
+
+
 # -- what a sender reads about its job ----------------------------------------------
 
 
@@ -155,7 +188,8 @@ class JobStatus(Document):
 
     The file ids are names of files in the same folder.  `name` is the job's name,
     `retry_file` the file that runs the dead letters again when it is dropped,
-    `message` a sentence for the sender.
+    `message` a sentence for the sender, `redrive_of` the id of the job whose dead
+    letters this one runs again, `checksums` the sha256 of each other file beside it.
     """
 
     id: str
@@ -188,6 +222,9 @@ class JobStatus(Document):
     retry_file: str | None = None
     retryable: bool | None = None
     redelivered_at: int | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
+    redrive_of: str | None = None
+    checksums: dict[str, Sha256] | None = None
     message: str
 
 
@@ -271,6 +308,8 @@ class ActiveJob(Document):
     id: str
     name: str
     state: Literal["queued", "running"]
+    priority: Literal["high", "normal", "low"] = "normal"
+    paused: bool = False
     requests: Tally
     completed: Tally
     failed: Tally
@@ -308,6 +347,15 @@ class WaitingDrop(Document):
     since_s: float
 
 
+class DiskStatus(Document):
+    """The free space of the spool's filesystem."""
+
+    free_bytes: Tally
+    free_inodes: Tally
+    min_free_bytes: Tally
+    min_free_inodes: Tally
+
+
 class Versions(Document):
     """What is running."""
 
@@ -334,6 +382,9 @@ class ServiceStatus(Document):
     worker: WorkerStatus
     engine: EngineStatus
     queue: QueueStatus
+    disk: DiskStatus | None = None
+    dead_letters: Tally = 0
+    quarantined: list[str] = []
     limits: LimitsStatus
     jobs: list[ActiveJob]
     waiting: list[WaitingDrop]
@@ -346,6 +397,8 @@ class ServiceStatus(Document):
 DOCUMENTS: dict[str, type[Document]] = {
     "request": RequestLine,
     "ready": ReadyMarker,
+    "options": JobOptions,
+    "control": ControlOptions,
     "output": OutputLine,
     "job-status": JobStatus,
     "reason": Reason,

@@ -20,7 +20,7 @@ from inbox_daemon.errors import LedgerError
 from inbox_daemon.jobrun import index_lines, read_line
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import Usage
-from inbox_daemon.records import Entry, JobRecord
+from inbox_daemon.records import DeadReason, Entry, JobRecord
 from inbox_daemon.spool import OUTPUT, STATUS, Spool
 from inbox_daemon.states import BatchStatus, Outcome
 
@@ -29,6 +29,13 @@ log = logging.getLogger("inbox_daemon.publish")
 ERRORS = "errors.jsonl"
 RETRY = "retry.jsonl"
 _BUFFER_BYTES = 1 << 20
+# A line that may be redriven was within the limits, whatever they were.
+_MAX_RETRY_LINE = 1 << 40
+_STATUS = {
+    None: BatchStatus.COMPLETED,
+    DeadReason.CANCELLED: BatchStatus.CANCELLED,
+    DeadReason.EXPIRED: BatchStatus.EXPIRED,
+}
 
 
 def publish(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
@@ -58,7 +65,7 @@ def _finished(record: JobRecord, ledger: Ledger) -> JobRecord:
     tokens_in, tokens_out = progress.input_tokens, progress.output_tokens
     return record.model_copy(
         update={
-            "status": BatchStatus.COMPLETED,
+            "status": _STATUS[record.ending],
             "finalizing_at": record.finalizing_at or now,
             "finished_at": now,
             "completed": progress.completed,
@@ -151,7 +158,7 @@ def _copy_line(entry: Entry, results: int, source: int, start: int, files: _Writ
         return
     files.add(ERRORS, output)
     if entry.retryable:
-        files.add(RETRY, read_line(source, start) + b"\n")
+        files.add(RETRY, read_line(source, start, _MAX_RETRY_LINE) + b"\n")
 
 
 def _check_counts(record: JobRecord, files: _Writer) -> None:

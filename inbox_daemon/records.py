@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from inbox_daemon.model import Fault, Usage
-from inbox_daemon.states import BatchStatus, Outcome
+from inbox_daemon.states import BatchStatus, Outcome, Priority
 
 LEDGER_VERSION = 1
 _ENTRY = struct.Struct(">QIBB")
@@ -43,7 +43,9 @@ class JobRecord(Record):
     """One accepted job; the fields from `in_progress_at` on fill in as it goes.
 
     `name` is the job's name, the dropped file's without `.jsonl`; `status` is None
-    until the job is finished; `outbox` the folder that holds its results.
+    until the job is finished; `ending` is set once the rest of it is not to run any
+    more; `outbox` names the folder that holds its results; `lines_sha256` proves
+    which line has which custom_id (wire.LinesDigest).
     """
 
     id: str
@@ -54,7 +56,13 @@ class JobRecord(Record):
     endpoint: str | None
     model: str | None
     created_at: float
+    lines_sha256: str = ""
     invalid: int = 0
+    priority: Priority = Priority.NORMAL
+    expires_at: float | None = None
+    max_attempts: int | None = None
+    redrive_of: str | None = None
+    ending: DeadReason | None = None
     metadata: dict[str, str] | None = None
     in_progress_at: float | None = None
     finalizing_at: float | None = None
@@ -64,6 +72,7 @@ class JobRecord(Record):
     failed: int = 0
     usage: Usage = Usage()
     outbox: str | None = None
+    checksums: dict[str, str] | None = None
 
 
 class Progress(Record):
@@ -104,7 +113,8 @@ class DeadLetter(Record):
     """A request that was set aside: why, what was tried, and the request itself.
 
     `retry_count` counts the attempts after the first; `request` is the input line
-    parsed, or its text where it is no JSON.
+    parsed, or its text where it is no JSON; `redrivable` is False for a line that never
+    was a valid request.
     """
 
     job_id: str
@@ -118,6 +128,7 @@ class DeadLetter(Record):
     retry_count: int
     first_at: float
     last_at: float
+    redrivable: bool = True
     request: Any
 
 

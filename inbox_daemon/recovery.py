@@ -14,10 +14,12 @@ import orjson
 from pydantic import ValidationError
 
 from inbox_daemon import documents, durable
+from inbox_daemon.errors import DamagedJobError
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import Reason
+from inbox_daemon.records import JobRecord
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger("inbox_daemon.recovery")
@@ -59,14 +61,22 @@ def _recover_running(job_id: str, spool: Spool, ledger: Ledger, queue: JobQueue)
     if record is not None and record.finished_at is not None:
         spool.discard(job_id)
     elif record is not None and spool.input_path(job_id).exists():
-        run = JobRun(record, spool, ledger)
-        queue.add(record, run)
-        log.info(
-            "job_recovered",
-            extra={"job": record.name, "ended": run.progress.ended, "requests": run.total},
-        )
+        _reopen(record, spool, ledger, queue)
     elif not durable.remove_empty_dir(spool.running / job_id):
         _quarantine(spool.running / job_id, spool)
+
+
+def _reopen(record: JobRecord, spool: Spool, ledger: Ledger, queue: JobQueue) -> None:
+    """Go on with a running job; one whose files are damaged is set aside, not the rest."""
+    try:
+        run = JobRun(record, spool, ledger)
+    except (DamagedJobError, KeyError) as error:
+        log.exception("job_damaged", extra={"job": record.name, "reason": str(error)})
+        _quarantine(spool.running / record.id, spool)
+        return
+    queue.add(record, run)
+    fields = {"job": record.name, "ended": run.progress.ended, "requests": run.total}
+    log.info("job_recovered", extra=fields)
 
 
 def _recover_queued(job_id: str, spool: Spool, ledger: Ledger, queue: JobQueue) -> None:

@@ -7,7 +7,8 @@ on one filesystem, so a move is one rename; nothing in outbox/ or rejected/ is e
 overwritten, except a `status.json` by its newer self; what cannot be understood goes
 to quarantine/, never away.
 
-    inbox/            what senders drop; never trusted
+    inbox/            what senders drop; never trusted; high/ and low/ in it are the
+                      other two priorities
     claimed/          <id>.jsonl               our copy, while it is validated
                       <id>.reason.json         a rejection that is being carried out
                       <id>.drop.NAME           a drop that is being taken away
@@ -22,6 +23,7 @@ to quarantine/, never away.
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +33,12 @@ import orjson
 from inbox_daemon import durable
 from inbox_daemon.errors import SpoolError
 from inbox_daemon.settling import Signature
-from inbox_daemon.states import Event, JobState, after
+from inbox_daemon.states import Event, JobState, Priority, after
 
 FOLDERS = (
     "inbox",
+    "inbox/high",
+    "inbox/low",
     "claimed",
     "queued",
     "running",
@@ -43,6 +47,11 @@ FOLDERS = (
     "quarantine",
     "ledger",
 )
+# What senders write into and read from, by way of the spool's group.
+_SHARED = {"inbox": 0o2770, "high": 0o2770, "low": 0o2770, "outbox": 0o2750, "rejected": 0o2750}
+# What lies in claimed/ beside the copies, by the ULID of its claim.
+_ASIDE = re.compile(r"[0-9A-Z]{26}\.(high|normal|low)\.drop\.")
+_NOTE = re.compile(r"[0-9A-Z]{26}\.reason\.json$")
 STATUS = "status.json"
 OUTPUT = "output.jsonl"
 
@@ -87,9 +96,8 @@ class Spool:
     def _create_folder(path: Path) -> None:
         if path.is_dir():
             return
-        shared = {"inbox": 0o2770, "outbox": 0o2750, "rejected": 0o2750}
         durable.make_dir(path)
-        path.chmod(shared.get(path.name, 0o700))
+        path.chmod(_SHARED.get(path.name, 0o700))
 
     def check(self) -> None:
         """Hold the spool to what every move relies on.
@@ -143,12 +151,16 @@ class Spool:
 
     # -- a drop ---------------------------------------------------------------------
 
-    def open_drop(self, name: str) -> int:
+    def lane(self, priority: Priority) -> Path:
+        """The folder into which jobs of that priority are dropped."""
+        return self.inbox if priority is Priority.NORMAL else self.inbox / priority.value
+
+    def open_drop(self, name: str, priority: Priority) -> int:
         """Open a file of inbox/ without following a link or waiting for a FIFO.
 
         Returns the descriptor; the caller closes it.
         """
-        folder = os.open(self.inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = os.open(self.lane(priority), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             return os.open(name, flags, dir_fd=folder)
@@ -161,6 +173,12 @@ class Spool:
         durable.sync_dir(self.claimed)
         return copied
 
+    def claim_lines(self, job_id: str, lines: Iterator[bytes]) -> tuple[str, int]:
+        """Write a claim of our own making; return its sha256 and length in bytes."""
+        made = durable.write_hashing(self.claim_path(job_id), lines)
+        durable.sync_dir(self.claimed)
+        return made
+
     def claim_path(self, job_id: str) -> Path:
         """Where the copy of a drop lies while it is validated."""
         return self.claimed / f"{job_id}.jsonl"
@@ -169,50 +187,64 @@ class Spool:
         """Remove a copy that is not wanted; its drop still lies in inbox/."""
         durable.remove_file(self.claim_path(job_id))
 
-    def drop(self, source: Path, marker: bytes) -> None:
+    def drop(self, source: Path, marker: bytes, priority: Priority = Priority.NORMAL) -> None:
         """Put a file into inbox/ as a careful sender does: the marker, then the whole file.
 
         Raises FileExistsError: a file of that name waits there; OSError.
         """
-        target = self.inbox / source.name
+        lane = self.lane(priority)
+        target = lane / source.name
         if target.exists():
             raise FileExistsError(errno.EEXIST, "the name is taken", str(target))
-        hidden = self.inbox / f".{source.name}.{os.getpid()}"
+        hidden = lane / f".{source.name}.{os.getpid()}"
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
             durable.copy_hashing(fd, hidden, os.fstat(fd).st_size)
+        except OSError:
+            hidden.unlink(missing_ok=True)
+            raise
         finally:
             os.close(fd)
         hidden.chmod(0o640)
-        durable.replace_file(self.inbox / f"{source.name}.ready", marker, self.inbox)
+        durable.replace_file(lane / f"{source.name}.ready", marker, lane)
         durable.move(hidden, target)
 
-    def take_away(self, name: str, signature: Signature, job_id: str) -> bool:
+    def drop_note(self, name: str, content: bytes, priority: Priority = Priority.NORMAL) -> None:
+        """Put a small file into inbox/, such as NAME.cancel or NAME.options.json.
+
+        Raises OSError: inbox/ cannot be written.
+        """
+        lane = self.lane(priority)
+        durable.replace_file(lane / name, content, lane)
+
+    def take_away(self, name: str, priority: Priority, signature: Signature, job_id: str) -> bool:
         """Remove a drop whose content we hold; False when it is another file by now.
 
         The rename decides: what is removed is what was claimed, and a newer file of
         the same name stays.
         """
-        aside = self.claimed / f"{job_id}.drop.{name}"
+        aside = self.claimed / f"{job_id}.{priority}.drop.{name}"
         try:
-            durable.rename_noreplace(self.inbox / name, aside)
+            durable.rename_noreplace(self.lane(priority) / name, aside)
         except FileNotFoundError:
             return True
         if _same_file(aside, signature):
-            aside.unlink()
+            durable.remove_file(aside)
             return True
-        self._put_back(aside, name)
+        self._put_back(aside)
         return False
 
-    def _put_back(self, aside: Path, name: str) -> None:
+    def _put_back(self, aside: Path) -> None:
+        origin, name = aside.name.split(".drop.", 1)
+        lane = self.lane(Priority(origin.rpartition(".")[2]))
         try:
-            durable.rename_noreplace(aside, self.inbox / name)
+            durable.rename_noreplace(aside, lane / name)
         except FileExistsError:
-            durable.move(aside, self.quarantine / aside.name)
+            self.set_aside(aside)
 
-    def remove_marker(self, name: str) -> None:
+    def remove_drop(self, name: str, priority: Priority) -> None:
         """Remove a file of inbox/ that has done its work, such as NAME.jsonl.ready."""
-        (self.inbox / name).unlink(missing_ok=True)
+        durable.remove_file(self.lane(priority) / name)
 
     # -- the moves of a job ---------------------------------------------------------
 
@@ -273,14 +305,14 @@ class Spool:
 
     # -- rejections -----------------------------------------------------------------
 
-    def rejected_as(self, stem: str, job_id: str) -> str:
+    def rejected_as(self, stem: str, suffix: str, job_id: str) -> str:
         """The file stem under which a rejection of `stem` will lie, taken by none yet."""
-        taken = [f"{stem}.jsonl", f"{stem}.reason.json"]
+        taken = [f"{stem}{suffix}", f"{stem}.reason.json"]
         if any(os.path.lexists(self.rejected / name) for name in taken):
             return f"{stem}.{job_id}"
         return stem
 
-    def reject(self, job_id: str, stem: str, reason: bytes, source: Path) -> None:
+    def reject(self, job_id: str, file: str, reason: bytes, source: Path) -> None:
         """Carry out a rejection: the file, then its reason, into rejected/.
 
         The reason is written first, beside the claims, so that a crash at any point
@@ -290,8 +322,8 @@ class Spool:
         durable.write_file(note, reason)
         durable.sync_dir(self.claimed)
         after(JobState.CLAIMED, Event.REJECT)
-        durable.move(source, self.rejected / f"{stem}.jsonl")
-        durable.move(note, self.rejected / f"{stem}.reason.json")
+        durable.move(source, self.rejected / file)
+        durable.move(note, self.rejected / _reason_name(file))
 
     def finish_rejections(self) -> None:
         """After a crash: complete the rejections that were being carried out.
@@ -299,13 +331,15 @@ class Spool:
         A reason whose file never left inbox/ is dropped: the next scan finds the
         file again.
         """
-        for note in sorted(self.claimed.glob("*.reason.json")):
-            stem = orjson.loads(note.read_bytes())["file"].removesuffix(".jsonl")
+        for note in sorted(self.claimed.iterdir()):
+            if not _NOTE.match(note.name):
+                continue
+            file = _file_of(note)
             job_id = note.name.removesuffix(".reason.json")
-            if self.claim_path(job_id).exists():
-                durable.move(self.claim_path(job_id), self.rejected / f"{stem}.jsonl")
-            if (self.rejected / f"{stem}.jsonl").exists():
-                durable.move(note, self.rejected / f"{stem}.reason.json")
+            if file and self.claim_path(job_id).exists():
+                durable.move(self.claim_path(job_id), self.rejected / file)
+            if file and os.path.lexists(self.rejected / file):
+                durable.move(note, self.rejected / _reason_name(file))
             else:
                 durable.remove_file(note)
 
@@ -314,8 +348,9 @@ class Spool:
 
         What was accepted from them is recognised by its content and not run again.
         """
-        for aside in sorted(self.claimed.glob("*.drop.*")):
-            self._put_back(aside, aside.name.split(".drop.", 1)[1])
+        for aside in sorted(self.claimed.iterdir()):
+            if _ASIDE.match(aside.name):
+                self._put_back(aside)
 
     # -- the outbox -----------------------------------------------------------------
 
@@ -348,14 +383,14 @@ class Spool:
         return found if isinstance(found, dict) else None
 
     def put_notice(self, name: str, document: bytes) -> bool:
-        """Show a job's status in outbox/NAME where no results lie; False when they do."""
+        """Show a job's status in outbox/NAME; False where results or anything else lie."""
         folder = self.outbox / name
-        if self.holds_results(name):
+        if self.holds_results(name) or (os.path.lexists(folder) and not folder.is_dir()):
             return False
         if folder.is_dir():
             durable.replace_file(folder / STATUS, document, self.claimed)
             return True
-        built = self.claimed / f"{name}.notice"
+        built = self.claimed / f"notice.{name}"
         durable.remove_tree(built)
         durable.make_dir(built)
         durable.write_file(built / STATUS, document)
@@ -396,6 +431,19 @@ def holder_of(lock_path: Path) -> str:
     except (OSError, orjson.JSONDecodeError):
         return "an unknown process"
     return f"process {holder.get('pid')} since {holder.get('since')}"
+
+
+def _reason_name(file: str) -> str:
+    """NAME.jsonl has NAME.reason.json; a control file NAME.cancel has NAME.cancel.reason.json."""
+    return f"{file.removesuffix('.jsonl')}.reason.json"
+
+
+def _file_of(note: Path) -> str | None:
+    """Which file a reason speaks of; None when the crash came before it was whole."""
+    try:
+        return str(orjson.loads(note.read_bytes())["file"])
+    except (orjson.JSONDecodeError, KeyError):
+        return None
 
 
 def _same_file(path: Path, signature: Signature) -> bool:

@@ -23,6 +23,19 @@ class JobState(StrEnum):
     QUARANTINED = "quarantine"
 
 
+class Priority(StrEnum):
+    """A job's priority: the folder of inbox/ into which it was dropped."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+    @property
+    def level(self) -> int:
+        """0 is first."""
+        return list(Priority).index(self)
+
+
 class Event(StrEnum):
     """What moves a job."""
 

@@ -91,7 +91,7 @@ class Reporter:
             reasons=unhealthy + degraded,
             gpu=GpuStatus.model_validate(asdict(self.gpu)) if self.gpu else None,
             worker=self._worker(info, now),
-            engine=_engine(info, self.runner.deaths),
+            engine=_engine(info, self.runner.collector.deaths),
             queue=QueueStatus(
                 active_jobs=load.jobs,
                 queue_available=max(limits.max_queue_depth - load.jobs, 0),
@@ -114,7 +114,7 @@ class Reporter:
             reasons.append("the daemon is stopping, or was stopped")
         if info.state is EngineState.BACKOFF:
             reasons.append(f"the engine does not run: {info.last_error or 'no reason known'}")
-        reasons += [text for text in (self.runner.problem, self.intake.problem) if text]
+        reasons += [text for text in (self.runner.collector.problem, self.intake.problem) if text]
         if self.gpu is not None and not self.gpu.healthy:
             reasons.append(self.gpu.problem or "the GPU does not answer")
         return reasons
@@ -141,7 +141,7 @@ class Reporter:
             state=state,
             reason=reason,
             current_job=runs[0].record.name if runs else None,
-            age_seconds=round(now - self.runner.last_outcome_at, 1) if runs else None,
+            age_seconds=round(now - self.runner.collector.last_outcome_at, 1) if runs else None,
             in_flight=self.runner.in_flight,
             window=self.governor.window,
             chunk_size=self.governor.chunk_size,
@@ -151,8 +151,8 @@ class Reporter:
     def _worker_state(self, info: EngineInfo, *, active: bool) -> tuple[WorkerState, str | None]:
         if info.state is EngineState.BACKOFF:
             return "error", info.last_error
-        if self.runner.problem:
-            return "error", self.runner.problem
+        if self.runner.collector.problem:
+            return "error", self.runner.collector.problem
         if self.runner.paused or self.governor.closed:
             return "paused", self.runner.paused or self.governor.reason
         if active and info.state is not EngineState.READY:
@@ -171,6 +171,8 @@ class Reporter:
             "name": record.name,
             "requests": record.requests,
             "created_at": int(record.created_at),
+            "priority": record.priority.value,
+            "paused": self.queue.is_paused(record),
         }
         if run is None:
             return ActiveJob.model_validate(

@@ -16,7 +16,13 @@ from inbox_daemon import limits as limit_rules
 from inbox_daemon.config import LimitsConfig
 from inbox_daemon.model import Fault
 from inbox_daemon.records import InvalidLine
-from inbox_daemon.wire import LineFaultError, Request, parse_request
+from inbox_daemon.wire import (
+    LineFaultError,
+    LinesDigest,
+    Request,
+    custom_id_of,
+    parse_request,
+)
 
 _READ_BYTES = 1 << 20
 
@@ -37,6 +43,7 @@ class Validation:
     fatal: Fault | None = None
     endpoint: str | None = None
     model: str | None = None
+    digest: LinesDigest = field(default_factory=LinesDigest)
 
     def accepted(self, *, dead_letter_lines: bool) -> bool:
         """Say whether the job may run, under the rule for single invalid lines."""
@@ -118,8 +125,10 @@ def validate_lines(
             found.fatal = _too_many(limits)
             break
         try:
-            _check_line(number, line, seen, limits, served)
+            request = _check_line(number, line, seen, limits, served)
+            found.digest.add(number, request.custom_id)
         except LineFaultError as error:
+            found.digest.add(number, custom_id_of(line))
             fault = error.fault.model_copy(update={"line": number})
             _note(found, fault)
             if keep_invalid:
@@ -146,7 +155,7 @@ def _too_many(limits: LimitsConfig) -> Fault:
 
 def _check_line(
     number: int, line: bytes | None, seen: _Seen, limits: LimitsConfig, served: Served
-) -> None:
+) -> Request:
     if line is None:
         message = f"the line is longer than {limits.max_line_bytes} bytes; shorten the request"
         raise LineFaultError("line_too_long", message)
@@ -154,6 +163,7 @@ def _check_line(
     _check_custom_id(number, request, seen)
     _check_model(request, seen, served)
     seen.endpoints.add(request.url)
+    return request
 
 
 def _check_custom_id(number: int, request: Request, seen: _Seen) -> None:

@@ -10,6 +10,7 @@ Known limits, orjson's: integers past 64 bits become floats, the last of duplica
 keys wins, nesting past 1,024 is refused whatever the limit says.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,38 @@ def _shape(value: Any) -> Request:  # noqa: ANN401 - JSON is any value
 def _quote(text: str) -> str:
     """Show a sender's text in printable ASCII, cut at 60 characters."""
     return ascii(text[:60])
+
+
+class LinesDigest:
+    """A checksum of which line has which custom_id, in order.
+
+    It is taken at acceptance and again from the published lines, so that a finished
+    job can be proved complete without its input.
+    """
+
+    def __init__(self) -> None:
+        """Start with no line."""
+        self._hash = hashlib.sha256()
+
+    def add(self, line: int, custom_id: str | None) -> None:
+        """Take the next request; `custom_id` is None where the line cannot be read."""
+        self._hash.update(orjson.dumps([line, custom_id]))
+
+    def hexdigest(self) -> str:
+        """The sha256 so far."""
+        return self._hash.hexdigest()
+
+
+def custom_id_of(line: bytes | None) -> str | None:
+    """The custom_id of a line that may be no request; None where it has none."""
+    if line is None:
+        return None
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    found = value.get("custom_id") if isinstance(value, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def engine_body(request: Request, model: str | None) -> bytes:

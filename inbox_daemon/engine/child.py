@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Self
 
 from inbox_daemon.engine import launch as launcher
+from inbox_daemon.engine.diagnosis import tells
 from inbox_daemon.engine.processes import (
     Leader,
     end_session,
@@ -34,6 +35,7 @@ from inbox_daemon.engine.processes import (
 )
 
 KEPT_LINES = 50
+_KEPT_TELLING_LINES = 20
 _MAX_LINE = 2000
 _READ_BYTES = 65536
 _DRAIN_S = 1.0
@@ -61,7 +63,8 @@ class Child:
         self._process = process
         self._leader = leader
         self._record = record
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._lines: deque[str] = deque()
+        self._telling: deque[str] = deque(maxlen=_KEPT_TELLING_LINES)
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
@@ -96,8 +99,12 @@ class Child:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The newest lines that it printed, oldest first, without control characters."""
-        return tuple(self._lines)
+        """The newest lines that it printed, oldest first, without control characters.
+
+        Before them the newest of the older lines that tell of an error: after vLLM's
+        engine process the server prints a long traceback of its own.
+        """
+        return (*self._telling, *self._lines)
 
     def pids(self) -> tuple[int, ...]:
         """All its living processes; reads /proc, some milliseconds."""
@@ -159,8 +166,12 @@ class Child:
         if _ACCESS.search(line):
             output_log.debug("engine_access", extra={"line": line})
             return
-        self._lines.append(line)
         output_log.info("engine_line", extra={"line": line})
+        self._lines.append(line)
+        if len(self._lines) > KEPT_LINES:
+            oldest = self._lines.popleft()
+            if tells(oldest):
+                self._telling.append(oldest)
 
 
 def clean(raw: bytes) -> str:

@@ -118,7 +118,12 @@ _CAUSES = (
 )
 _EXCEPTION = re.compile(r"(?:^|[\s.(])\w*(?:Error|Exception|Interrupt)\b(?::|$)|\berror: ")
 # These follow most failures of vLLM and say nothing of the cause.
-_ECHO = re.compile(r"Engine core initialization failed|[Ss]ee (?:the )?root cause|EngineDeadError")
+_ECHO = re.compile(
+    r"Engine core initialization failed|See root cause|EngineDeadError"
+    r"|WorkerProc initialization failed|See stack trace"
+)
+# What vLLM's logging puts before a line: the process, then level, time and source.
+_PREFIX = re.compile(r"^\(\w+[^)]* pid=\d+\) *(?:[A-Z]+ [\d-]+ [\d:.,]+ \[[^\]]+\] *)?")
 _MAX_QUOTE = 300
 
 
@@ -129,6 +134,11 @@ def known_cause(lines: Sequence[str]) -> str | None:
             if cause.pattern.search(line):
                 return f"{cause.advice} ({_quote(line)})"
     return None
+
+
+def tells(line: str) -> bool:
+    """Say whether a line is worth keeping when many others come after it."""
+    return bool(_EXCEPTION.search(line)) or any(cause.pattern.search(line) for cause in _CAUSES)
 
 
 def explain(what: str, lines: Sequence[str]) -> str:
@@ -151,4 +161,4 @@ def telling_line(lines: Sequence[str]) -> str | None:
 
 
 def _quote(line: str) -> str:
-    return line.strip()[-_MAX_QUOTE:]
+    return _PREFIX.sub("", line).strip()[:_MAX_QUOTE]

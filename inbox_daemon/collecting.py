@@ -1,0 +1,177 @@
+"""Collecting: what has arrived, and what it means for its job.
+
+Purpose: give every arrival its consequence, a result, a further attempt, a dead
+letter, or a place among the suspects of an engine death.
+Invariants: an arrival changes exactly one request; a death of the engine is charged
+to nobody but a request that alone has killed it twice; nothing here sends anything.
+"""
+
+import logging
+import random
+import time
+
+from inbox_daemon import letters, wire
+from inbox_daemon.attempts import Arrival, Flight
+from inbox_daemon.committing import Committer
+from inbox_daemon.config import Config
+from inbox_daemon.engine.base import Reply
+from inbox_daemon.hunt import DEATHS_ALONE, Hunt, Suspect
+from inbox_daemon.jobqueue import JobQueue
+from inbox_daemon.jobrun import JobRun
+from inbox_daemon.letters import Burial, Grave
+from inbox_daemon.model import Fault
+from inbox_daemon.outcomes import Action, Verdict
+from inbox_daemon.records import DeadReason
+
+log = logging.getLogger("inbox_daemon.runner")
+
+BACKOFF_BASE_S = 0.5
+BACKOFF_CAP_S = 60.0
+REFUSED_PAUSE_S = 30.0
+
+
+class Collector:
+    """Applies verdicts to the running jobs."""
+
+    def __init__(self, config: Config, queue: JobQueue, hunt: Hunt, committer: Committer) -> None:
+        """Start with no suspects but those of the hunt that was going on."""
+        self._config, self._queue = config, queue
+        self._hunt, self._committer = hunt, committer
+        self._rng = random.Random()  # noqa: S311 - jitter is no secret
+        self.suspects: list[Suspect] = []
+        self.hold_until = 0.0
+        self.problem: str | None = None
+        self.finished = 0
+        self.deaths = 0
+        self.last_outcome_at = time.monotonic()
+
+    # -- arrivals -------------------------------------------------------------------
+
+    def take(self, arrival: Arrival) -> None:
+        """Give one arrival its consequence."""
+        flight, verdict = arrival.flight, arrival.verdict
+        if verdict is None or arrival.lost:
+            flight.run.abandon(flight.ordinal)
+            if arrival.lost:
+                self.suspects.append(_suspect(flight))
+            return
+        self.clear(_suspect(flight))
+        if verdict.action is Action.HOLD:
+            self._hold(flight, verdict)
+        elif verdict.action is Action.RESULT and arrival.reply is not None:
+            self._succeed(flight, verdict, arrival.reply)
+        elif verdict.action is Action.DEAD:
+            self._bury_tried(flight, verdict)
+        else:
+            self._fail(flight, verdict)
+
+    def _succeed(self, flight: Flight, verdict: Verdict, reply: Reply) -> None:
+        job_id, custom_id = flight.run.record.id, flight.custom_id
+        line = wire.output_line(
+            job_id, flight.line, custom_id, reply.status, reply.request_id, reply.body
+        )
+        flight.run.succeed(flight.ordinal, line, verdict.usage)
+        self._ended()
+
+    def _fail(self, flight: Flight, verdict: Verdict) -> None:
+        """Charge the attempt; try again later, or bury the request if it was the last."""
+        run = flight.run
+        history = letters.charge(run.retries.get(flight.line), verdict, time.time())
+        if history.failures >= (run.record.max_attempts or self._config.run.max_attempts):
+            self._bury_tried(flight, verdict)
+            return
+        # Exponential with full jitter, so that retries do not come back as one wave.
+        delay = self._rng.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**history.failures))
+        run.fail(flight.ordinal, history, time.monotonic() + delay)
+
+    def _hold(self, flight: Flight, verdict: Verdict) -> None:
+        """The server refuses us, not the request: wait for the operator."""
+        flight.run.abandon(flight.ordinal)
+        self.hold_until = time.monotonic() + REFUSED_PAUSE_S
+        self.problem = (
+            f"the engine answers {verdict.http_status}: {verdict.message[:200]}; "
+            "give the daemon access to it"
+        )
+
+    # -- dead letters ---------------------------------------------------------------
+
+    def _grave(self, run: JobRun, ordinal: int) -> Grave:
+        raw = run.read(ordinal, self._config.limits.max_line_bytes)
+        return Grave(run.record, run.line_of(ordinal), raw)
+
+    def _bury_tried(self, flight: Flight, verdict: Verdict) -> None:
+        grave = self._grave(flight.run, flight.ordinal)
+        history = letters.charge(flight.run.retries.get(flight.line), verdict, time.time())
+        buried = letters.bury(grave, verdict, verdict.reason, history, time.time())
+        self._bury(flight.run, flight.ordinal, buried)
+
+    def bury_invalid(self, run: JobRun, ordinal: int, fault: Fault) -> None:
+        """End a line that is no request."""
+        buried = letters.bury_invalid(self._grave(run, ordinal), fault, time.time())
+        self._bury(run, ordinal, buried)
+
+    def bury_ended(self, run: JobRun, ordinal: int, reason: DeadReason) -> None:
+        """End a request whose job was cancelled or has expired."""
+        fault = run.invalid.get(run.line_of(ordinal))
+        if fault is not None:
+            self.bury_invalid(run, ordinal, fault)
+            return
+        history = run.retries.get(run.line_of(ordinal))
+        grave = self._grave(run, ordinal)
+        self.clear((run.record.id, grave.line))
+        self._bury(run, ordinal, letters.bury_ended(grave, reason, history, time.time()))
+
+    def _bury(self, run: JobRun, ordinal: int, buried: Burial) -> None:
+        run.bury(ordinal, buried.output, buried.letter, retryable=buried.retryable)
+        letter = buried.letter
+        fields = {"job": letter.job, "line": letter.line, "reason": letter.reason.value}
+        log.debug("dead_letter", extra=fields | {"code": letter.code})
+        self._ended()
+
+    def _ended(self) -> None:
+        self.finished += 1
+        self.problem = None
+        self.last_outcome_at = time.monotonic()
+
+    # -- engine deaths --------------------------------------------------------------
+
+    def engine_died(self) -> None:
+        """All flights of a dead engine have come back: narrow down who killed it."""
+        self.deaths += 1
+        suspects, self.suspects = self.suspects, []
+        poison = self._hunt.died(suspects)
+        self._committer.hunt_changed = True
+        log.warning("engine_died", extra={"in_flight": len(suspects), "poison": len(poison)})
+        for job_id, line in poison:
+            run = self.run_of(job_id)
+            if run is not None and run.is_open(line):
+                self._bury_poison(run, run.ordinal_of(line))
+
+    def _bury_poison(self, run: JobRun, ordinal: int) -> None:
+        run.claim_suspect(ordinal)
+        grave = self._grave(run, ordinal)
+        history = run.retries.get(grave.line)
+        buried = letters.bury_poison(grave, DEATHS_ALONE, history, time.time())
+        self._bury(run, ordinal, buried)
+
+    def clear(self, suspect: Suspect) -> None:
+        """Take a request that was answered, or is gone, out of the hunt."""
+        if self._hunt:
+            self._hunt.answered(suspect)
+            if not self._hunt:
+                self._committer.hunt_changed = True
+
+    def run_of(self, job_id: str) -> JobRun | None:
+        """The running job of that id."""
+        entry = self._queue.entries.get(job_id)
+        return entry.run if entry else None
+
+    def open_suspects(self) -> set[Suspect]:
+        """Those of the hunt whose request has no outcome yet."""
+        stored = {suspect for group in self._hunt.groups for suspect in group}
+        runs = {run.record.id: run for run in self._queue.runs()}
+        return {(job, line) for job, line in stored if job in runs and runs[job].is_open(line)}
+
+
+def _suspect(flight: Flight) -> Suspect:
+    return flight.run.record.id, flight.line

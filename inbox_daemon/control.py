@@ -1,0 +1,146 @@
+"""Control files: cancel, pause, resume, redrive and purge, dropped like a job.
+
+Purpose: read `NAME.ACTION` or `ALL.ACTION` and carry it out.
+Invariants: a control file passes the same gate as a job; an order is on the disk
+before its file is taken away, so a crash repeats it and never loses it; each order may
+be given twice.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import orjson
+from pydantic import ValidationError
+
+from inbox_daemon import gate
+from inbox_daemon.admission import Answer
+from inbox_daemon.gate import Wait
+from inbox_daemon.jobqueue import ALL, JobQueue
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.model import ControlOptions, Fault
+from inbox_daemon.records import DeadReason
+from inbox_daemon.redrive import Redriver
+from inbox_daemon.runner import Runner
+from inbox_daemon.spool import Spool
+from inbox_daemon.states import Priority
+from inbox_daemon.watch import Entry
+
+PAUSED = "paused"
+_PAGE = 500
+
+
+class Order(StrEnum):
+    """What a control file may ask for."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    REDRIVE = "redrive"
+    PURGE = "purge"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One control file; `job` is a job's name or ALL, `fault` why it cannot be obeyed."""
+
+    job: str
+    order: Order
+    reason: DeadReason | None = None
+    fault: Fault | None = None
+
+
+def read(spool: Spool, entry: Entry, lane: Priority) -> Command | Wait:
+    """Read a control file that has settled."""
+    wait = gate.check_kind(entry)
+    if wait is not None:
+        return wait
+    job, _, order = entry.name.rpartition(".")
+    content = gate.read_small(spool, entry.name, lane)
+    if content is None:
+        return Wait("it has just gone")
+    command = Command(job, Order(order))
+    if not content.strip():
+        return command
+    try:
+        options = ControlOptions.model_validate(orjson.loads(content))
+        return Command(job, Order(order), DeadReason(options.reason) if options.reason else None)
+    except (orjson.JSONDecodeError, ValidationError, ValueError):
+        known = ", ".join(DeadReason)
+        message = f'a control file is empty or holds {{"reason": …}} with one of {known}'
+        return Command(job, Order(order), fault=Fault(code="invalid_control", message=message))
+
+
+@dataclass(slots=True)
+class Controller:
+    """Carries out orders."""
+
+    queue: JobQueue
+    ledger: Ledger
+    runner: Runner
+    redriver: Redriver
+
+    async def obey(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
+        """Carry out one order; return why not, if so.
+
+        `note` is told of each job that a redrive makes.
+        Raises LedgerError: the order is not on the disk, the daemon must end.
+        """
+        if command.fault is not None:
+            return command.fault
+        match command.order:
+            case Order.CANCEL:
+                return await self._cancel(command.job)
+            case Order.PAUSE | Order.RESUME:
+                return await self._pause(command.job, paused=command.order is Order.PAUSE)
+            case Order.REDRIVE:
+                return await self._redrive(command, note)
+            case Order.PURGE:
+                return await self._purge(command)
+
+    async def _cancel(self, name: str) -> Fault | None:
+        jobs = [e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}]
+        for job in jobs:
+            await self.runner.end_job(job.id, DeadReason.CANCELLED)
+        return None if jobs or name == ALL else _unknown(name)
+
+    async def _pause(self, name: str, *, paused: bool) -> Fault | None:
+        """Change what is paused; ALL is a switch of its own beside single jobs."""
+        target = ALL if name == ALL else getattr(self.queue.named(name), "id", None)
+        if target is None:
+            return _unknown(name)
+        active = set(self.queue.entries) | {ALL}
+        chosen = self.queue.paused & active
+        chosen = chosen | {target} if paused else chosen - {target}
+        await asyncio.to_thread(self.ledger.put_state, PAUSED, orjson.dumps(sorted(chosen)))
+        self.queue.paused = chosen
+        self.runner.wake()
+        return None
+
+    async def _redrive(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
+        groups = await asyncio.to_thread(self.redriver.groups, command.job, command.reason)
+        if not groups:
+            message = f"there are no dead letters of {command.job} to run again"
+            return Fault(code="no_dead_letters", message=message)
+        for job_id in groups:  # one at a time: each counts against the queue's limits
+            answer = await asyncio.to_thread(self.redriver.redrive, job_id, command.reason)
+            note(answer)
+            if answer.rejected is not None:
+                return answer.rejected.faults[0]
+        return None
+
+    async def _purge(self, command: Command) -> Fault | None:
+        await asyncio.to_thread(self.redriver.purge, command.job, command.reason)
+        return None
+
+
+def load_paused(ledger: Ledger) -> set[str]:
+    """What was paused when the daemon ended: job ids, or ALL."""
+    stored = ledger.get_state(PAUSED)
+    return set(orjson.loads(stored)) if stored else set()
+
+
+def _unknown(name: str) -> Fault:
+    message = f"no job named {name} is queued or running; `inbox-daemon jobs` lists them"
+    return Fault(code="unknown_job", message=message)
