@@ -1,0 +1,80 @@
+"""Fixtures for tests that run real processes; each ends with its test, whatever happens."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import DaemonProcess, StandinProcess
+from harness_jobs import Json
+
+DAEMONS = pytest.StashKey[list[DaemonProcess]]()
+MakeDaemon = Callable[..., DaemonProcess]
+StartStandin = Callable[..., StandinProcess]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """With several workers, keep tests of one xdist_group in one: they share an engine."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the daemons of a failed test said."""
+    report = yield
+    if report.failed:
+        for daemon in item.stash.get(DAEMONS, []):
+            report.sections.append((f"daemon on {daemon.spool}", daemon.report()))
+    return report
+
+
+@pytest.fixture
+def make_daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeDaemon]:
+    """Make daemons that do not run yet; see DaemonProcess for the arguments."""
+    made: list[DaemonProcess] = request.node.stash.setdefault(DAEMONS, [])
+
+    def make(*options: str, **sections: Json) -> DaemonProcess:
+        made.append(DaemonProcess(tmp_path / f"daemon{len(made)}", *options, **sections))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        daemon.close()
+
+
+@pytest.fixture
+def start_daemon(make_daemon: MakeDaemon) -> MakeDaemon:
+    """Start daemons with a ready stand-in engine."""
+
+    def start(*options: str, **sections: Json) -> DaemonProcess:
+        return make_daemon(*options, **sections).start()
+
+    return start
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """Give a folder with a name that is short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="inbox-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def start_standin(tmp_path: Path) -> Iterator[StartStandin]:
+    """Start stand-in engines that are no children of a daemon."""
+    started: list[StandinProcess] = []
+
+    def start(*options: str) -> StandinProcess:
+        started.append(StandinProcess(tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for standin in started:
+        standin.close()
