@@ -110,6 +110,16 @@ async def test_only_the_newest_lines_are_kept(start: Start) -> None:
     assert len(child.lines) == KEPT_LINES
 
 
+async def test_a_line_that_tells_of_an_error_is_kept_longer(start: Start) -> None:
+    """An error's line survives the long traceback that follows it."""
+    child = await start("print('ValueError: why')\nfor n in range(500): print('  File', n)")
+    await child.wait()
+    await child.stop(0)
+    assert child.lines[0] == "ValueError: why"
+    assert child.lines[-1] == "  File 499"
+    assert len(child.lines) == KEPT_LINES + 1
+
+
 async def test_access_lines_do_not_push_out_the_others(start: Start) -> None:
     """A line for each request is not kept, so the line that tells why stays."""
     line = '(APIServer pid=1) INFO: 127.0.0.1:1 - "POST /v1/completions HTTP/1.1" 500 Internal'

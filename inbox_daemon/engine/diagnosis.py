@@ -66,18 +66,18 @@ _CAUSES = (
         r"Cannot reach .*offline mode",
     ),
     _Cause(
-        "the hub does not give this model to this account; set HF_TOKEN in [engine.env]",
-        r"GatedRepoError",
-        r"Access to model .* is restricted",
-        r"401 Client Error",
-    ),
-    _Cause(
         "the model was not found; [engine] model is neither a model's folder nor a name on the hub",
         r"is not a local folder and is not a valid model identifier",
         r"RepositoryNotFoundError",
         r"Repository Not Found for url",
         r"Repo id must",
         r"Invalid repository ID or local directory",
+    ),
+    _Cause(
+        "the hub does not give this model to this account; set HF_TOKEN in [engine.env]",
+        r"GatedRepoError",
+        r"Access to model .* is restricted",
+        r"401 Client Error",
     ),
     _Cause(
         "the model's folder holds no usable config.json; check [engine] model",
@@ -124,7 +124,7 @@ _ECHO = re.compile(
 )
 # What vLLM's logging puts before a line: the process, then level, time and source.
 _PREFIX = re.compile(r"^\(\w+[^)]* pid=\d+\) *(?:[A-Z]+ [\d-]+ [\d:.,]+ \[[^\]]+\] *)?")
-_MAX_QUOTE = 300
+_MAX_QUOTE = 400
 
 
 def known_cause(lines: Sequence[str]) -> str | None:

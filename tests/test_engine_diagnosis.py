@@ -1,0 +1,141 @@
+"""What an operator is told, for the words that servers really end with."""
+
+import pytest
+
+from inbox_daemon.engine.diagnosis import explain, known_cause, telling_line, tells
+
+# Each as it was printed by vLLM 0.32 on a machine without a GPU, cut on the right.
+SEEN = {
+    "`pip install inbox-daemon[gpu]`": (
+        "/usr/bin/python3: Error while finding module specification for"
+        " 'vllm.entrypoints.openai.api_server' (ModuleNotFoundError: No module named 'vllm')"
+    ),
+    "the model was not found": (
+        "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or"
+        " 'namespace/repo_name': '/nonexistent/model'. Use `repo_type` argument if needed."
+    ),
+    "neither a model's folder nor a name on the hub": (
+        "  Value error, Invalid repository ID or local directory specified: '/models/empty'."
+    ),
+    "the hub cannot be reached": (
+        "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached"
+        " snapshot folder for the specified revision on the local disk and outgoing traffic has"
+        " been disabled."
+    ),
+    "install a newer vLLM": (
+        "  Value error, The checkpoint you are trying to load has model type `foo` but"
+        " Transformers does not recognize this architecture."
+    ),
+    "holds no weights": (
+        "(Worker pid=22994) ERROR 11-23 11:46:31 [multiproc_executor.py:953] RuntimeError:"
+        " Cannot find any model weights with `/models/noweights`"
+    ),
+    "check [engine] args": "api_server.py: error: unrecognized arguments: --no-such-option",
+    "does not accept an option": (
+        "api_server.py: error: argument --max-model-len: invalid human_readable_int_or_auto"
+        " value: 'xyz'"
+    ),
+    "lower --max-model-len": (
+        "(EngineCore pid=25687) ERROR 11-23 11:49:46 [core.py:1510] ValueError: To serve at least"
+        " one request with the model's max seq len (60000), (2.58 GiB KV cache is needed, which"
+        " is larger than the available KV cache memory (0.99 GiB)."
+    ),
+    "free some of it or lower --gpu-memory-utilization": (
+        "(VllmWorker-0 pid=29009) ERROR 11-23 11:52:38 [multiproc_executor.py:953] ValueError:"
+        " Available memory on node 0 (13.34/15.34 GiB) on startup is less than desired CPU memory"
+        " utilization (0.99, 15.18 GiB)."
+    ),
+    "this build of vLLM has no `vllm serve`": (
+        "importlib.metadata.PackageNotFoundError: No package metadata was found for vllm"
+    ),
+}
+# As the sources of vLLM, transformers, huggingface_hub and PyTorch have them.
+READ = {
+    "than vLLM was told to take": (
+        "ValueError: Free memory on device cuda:0 (3.1/23.99 GiB) on startup is less than desired"
+        " GPU memory utilization (0.85, 20.39 GiB)."
+    ),
+    "leaves no memory for the KV cache": (
+        "ValueError: No available memory for the cache blocks. Try increasing"
+        " `gpu_memory_utilization` when initializing the engine."
+    ),
+    "the GPU is too small or too full": (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.96 GiB. GPU 0 has a total"
+        " capacity of 7.78 GiB of which 1.2 GiB is free."
+    ),
+    "raise --gpu-memory-utilization": (
+        "ValueError: The model's max seq len (131072) is larger than the maximum number of tokens"
+        " that can be stored in KV cache (5760)."
+    ),
+    "the model was not found": (
+        "OSError: nobody/nothing is not a local folder and is not a valid model identifier listed"
+        " on 'https://huggingface.co/models'"
+    ),
+    "not found": "401 Client Error. Repository Not Found for url: https://huggingface.co/api/x.",
+    "set HF_TOKEN": "huggingface_hub.errors.GatedRepoError: 403 Client Error.",
+    "no usable config.json": (
+        "OSError: /models/m does not appear to have a file named config.json."
+    ),
+    "check the driver with nvidia-smi": "RuntimeError: No CUDA GPUs are available",
+    "the disk is full": "OSError: [Errno 28] No space left on device",
+    "names a program that does not exist": "llama-server: command not found",
+    "cannot be run": "/models: cannot be started: Permission denied",
+}
+TRACEBACK = [
+    "(Worker pid=7) ERROR 11-23 11:46:31 [multi.py:953] Traceback (most recent call last):",
+    "(Worker pid=7) ERROR 11-23 11:46:31 [multi.py:953]     raise ValueError(",
+    "(Worker pid=7) ERROR 11-23 11:46:31 [multi.py:953] ValueError: the root of it",
+    "Exception: WorkerProc initialization failed. See stack trace for root cause.",
+    "RuntimeError: Engine core initialization failed. See root cause above.",
+    "resource_tracker: There appear to be 2 leaked shared_memory objects",
+]
+
+
+@pytest.mark.parametrize(("advice", "line"), [*SEEN.items(), *READ.items()])
+def test_a_known_text_gives_its_advice(advice: str, line: str) -> None:
+    """Each text that is known tells the operator what to do, and is quoted."""
+    sentence = explain("the engine ended (exit status 1)", ["INFO first", line, "INFO last"])
+    assert sentence.startswith("the engine ended (exit status 1): ")
+    assert advice in sentence
+    assert line.rsplit("] ", maxsplit=1)[-1].strip()[:100] in sentence
+    assert tells(line)
+
+
+def test_an_unknown_error_is_quoted() -> None:
+    """Of lines that nobody knows, the newest exception that is no echo is quoted, bare."""
+    assert explain("it ended", TRACEBACK) == "it ended; its last words: ValueError: the root of it"
+
+
+def test_an_echo_is_better_than_noise() -> None:
+    """Where only the echo of an error is left, it is quoted rather than the last line."""
+    assert telling_line(TRACEBACK[-2:]) == TRACEBACK[-2]
+
+
+def test_without_an_error_the_last_line_is_quoted() -> None:
+    """A server that just ends is quoted with what it said last."""
+    assert explain("it ended", ["one", "two"]) == "it ended; its last words: two"
+
+
+def test_silence_adds_nothing() -> None:
+    """A server that printed nothing is not quoted."""
+    assert explain("it ended (killed by SIGKILL)", []) == "it ended (killed by SIGKILL)"
+
+
+def test_a_quote_is_bounded() -> None:
+    """However long a line is, the sentence stays readable."""
+    assert len(explain("it ended", ["ValueError: " + "x" * 10_000])) < 500
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "INFO 11-23 11:46:05 [compilation.py:317] Enabled custom fusions",
+        "WARNING [utils.py:255] This can cause fd limit errors like `OSError: [Errno 24]`",
+        "    raise RuntimeError(",
+        "",
+    ],
+)
+def test_an_ordinary_line_tells_nothing(line: str) -> None:
+    """Lines of a healthy start are neither kept for long nor taken for a cause."""
+    assert not tells(line)
+    assert known_cause([line]) is None
