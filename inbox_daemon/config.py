@@ -55,8 +55,8 @@ class LimitsConfig(_Section):
 
     max_file_bytes: Count = 209_715_200
     max_line_bytes: Count = 1_048_576
-    # orjson itself stops at 1,024 levels, so a higher limit could not be kept.
-    max_json_depth: Annotated[int, Field(ge=2, le=1000)] = 64
+    # Beyond this a request could be read but not written again (wire.WRITABLE_DEPTH).
+    max_json_depth: Annotated[int, Field(ge=2, le=250)] = 64
     max_requests_per_job: Count = 50_000
     max_queue_depth: Count = 5
     max_total_queued_requests: Count = 100_000

@@ -15,6 +15,8 @@ from inbox_daemon.model import Fault
 from inbox_daemon.outcomes import Action, Verdict
 from inbox_daemon.records import DeadLetter, DeadReason, JobRecord, RetryRecord
 
+_MAX_TEXT = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Burial:
@@ -38,11 +40,16 @@ class Grave:
     raw: bytes
 
     def parsed(self) -> Any:  # noqa: ANN401 - JSON is any value
-        """The line as JSON, or as text where it is none."""
+        """The line as JSON, or as text where it is none that could be written again."""
         try:
-            return orjson.loads(self.raw)
+            value = orjson.loads(self.raw)
         except orjson.JSONDecodeError:
-            return self.raw[:4096].decode("utf-8", "replace")
+            return self._text()
+        too_deep = wire.nests_deeper(self.raw, value, wire.WRITABLE_DEPTH)
+        return self._text() if too_deep else value
+
+    def _text(self) -> str:
+        return self.raw[:_MAX_TEXT].decode("utf-8", "replace")
 
 
 def bury(

@@ -19,11 +19,14 @@ from typing import Any
 
 import orjson
 
+from inbox_daemon import wire
 from inbox_daemon.engine.base import Fault, FaultKind, Reply
 from inbox_daemon.model import Usage
 from inbox_daemon.records import DeadReason
 
 _MAX_MESSAGE = 2000
+# Garbage for a count: the sum over a job of figures below this fits into 64 bits.
+_TOO_MANY_TOKENS = 1 << 40
 _REFUSED_US = frozenset({401, 403, 407})
 _LATER = frozenset({408, 429})
 
@@ -58,6 +61,8 @@ def judge(reply: Reply | Fault) -> Verdict:
     if 200 <= reply.status < 300:  # noqa: PLR2004 - the class of HTTP's success codes
         return _judge_success(reply)
     body = _parsed(reply.body)
+    if wire.nests_deeper(reply.body, body, wire.WRITABLE_DEPTH):
+        body = None
     code, message = _error_words(body, reply)
     return Verdict(
         action=_action(reply.status),
@@ -127,7 +132,7 @@ def _usage(body: dict[str, Any]) -> Usage | None:
 def _tokens(usage: dict[str, Any], *names: str) -> int:
     for name in names:
         value = usage.get(name)
-        if isinstance(value, int) and value >= 0:
+        if isinstance(value, int) and 0 <= value < _TOO_MANY_TOKENS:
             return value
     return 0
 

@@ -7,7 +7,7 @@ else (`str.splitlines` would cut inside valid JSON); what is sent to the engine 
 what was checked, because the body is written anew from the parsed value: a
 duplicate key cannot smuggle in a second reading.
 Known limits, orjson's: integers past 64 bits become floats, the last of duplicate
-keys wins, nesting past 1,024 is refused whatever the limit says.
+keys wins, what is nested deeper than 254 levels can be read but not written.
 """
 
 import hashlib
@@ -20,6 +20,11 @@ from inbox_daemon.config import LimitsConfig
 from inbox_daemon.model import MAX_CUSTOM_ID, URLS, Fault
 
 BOM = b"\xef\xbb\xbf"
+# How deep a value may be nested so that a document of ours can be written around it:
+# orjson reads 1,024 levels and writes 254.
+WRITABLE_DEPTH = 250
+# What orjson says past 1,024 levels; the words changed between its releases.
+_ORJSON_TOO_DEEP = ("recursion limit", "depth limit")
 _KEYS = frozenset({"custom_id", "method", "url", "body"})
 _URLS = frozenset(URLS)
 
@@ -64,14 +69,19 @@ def parse_json(line: bytes, max_depth: int) -> Any:  # noqa: ANN401 - JSON is an
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        if "recursion limit" in str(error).lower():
+        if any(words in str(error).lower() for words in _ORJSON_TOO_DEEP):
             raise _too_deep(max_depth) from None
         raise LineFaultError("invalid_json", _json_advice(line, error)) from None
-    # Counting brackets bounds the depth from above at the speed of C, so that only
-    # lines with very many of them are walked.
-    if line.count(b"{") + line.count(b"[") > max_depth and _depth_exceeds(value, max_depth):
+    if nests_deeper(line, value, max_depth):
         raise _too_deep(max_depth)
     return value
+
+
+def nests_deeper(data: bytes, value: Any, max_depth: int) -> bool:  # noqa: ANN401 - JSON is any value
+    """Say whether `value`, which was parsed from `data`, has more levels than `max_depth`."""
+    # Counting brackets bounds the depth from above at the speed of C, so that only
+    # lines with very many of them are walked.
+    return data.count(b"{") + data.count(b"[") > max_depth and _depth_exceeds(value, max_depth)
 
 
 def _too_deep(max_depth: int) -> LineFaultError:

@@ -1,0 +1,183 @@
+"""Outcomes: what each reply, or the lack of one, means for its request."""
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import nested
+from inbox_daemon import wire
+from inbox_daemon.engine.base import Fault, FaultKind, Reply
+from inbox_daemon.outcomes import Action, judge
+from inbox_daemon.records import DeadReason
+
+ERROR = orjson.dumps({"error": {"type": "BadRequestError", "message": "no", "code": 400}})
+
+
+def reply(status: int, body: bytes = ERROR) -> Reply:
+    """An answer of the engine."""
+    return Reply(status, body, "srv-1")
+
+
+@pytest.mark.parametrize(
+    ("status", "action"),
+    [
+        (100, Action.PROBE),
+        (302, Action.PROBE),
+        (400, Action.DEAD),
+        (401, Action.HOLD),
+        (403, Action.HOLD),
+        (404, Action.DEAD),
+        (407, Action.HOLD),
+        (408, Action.RETRY),
+        (413, Action.DEAD),
+        (422, Action.DEAD),
+        (429, Action.RETRY),
+        (499, Action.DEAD),
+        (500, Action.PROBE),
+        (503, Action.PROBE),
+        (599, Action.PROBE),
+    ],
+)
+def test_each_status_has_the_action_of_the_table(status: int, action: Action) -> None:
+    """The table of outcomes is applied to every class of status."""
+    assert judge(reply(status)).action is action
+
+
+@pytest.mark.parametrize("status", [200, 201, 299])
+def test_a_success_with_an_object_is_a_result(status: int) -> None:
+    """A 2xx answer with a JSON object is the request's result."""
+    assert judge(reply(status, b'{"choices":[]}')).action is Action.RESULT
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"null", b"[]", b'"text"', b"<html>", b'{"a":', b'{"a":"\xff"}', b"\xef\xbb\xbf{}"],
+)
+def test_a_success_without_an_object_is_not_trusted(body: bytes) -> None:
+    """A 2xx answer that is cut, garbage or no object is tried again, and never written out."""
+    verdict = judge(reply(200, body))
+    assert verdict.action is Action.PROBE
+    assert verdict.code == "invalid_response"
+    assert verdict.response == {"status_code": 200, "request_id": "srv-1", "body": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "code"),
+    [
+        (FaultKind.TIMEOUT, DeadReason.TIMEOUT, "timeout"),
+        (FaultKind.CONNECTION, DeadReason.MAX_ATTEMPTS, "connection_failed"),
+    ],
+)
+def test_no_reply_asks_whether_the_engine_lives(
+    kind: FaultKind, reason: DeadReason, code: str
+) -> None:
+    """Without a reply the engine is looked at first; the letter names what happened."""
+    verdict = judge(Fault(kind, "words"))
+    assert (verdict.action, verdict.reason, verdict.code) == (Action.PROBE, reason, code)
+    assert (verdict.message, verdict.response, verdict.http_status) == ("words", None, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (400, DeadReason.INVALID_REQUEST),
+        (408, DeadReason.TIMEOUT),
+        (429, DeadReason.MAX_ATTEMPTS),
+        (500, DeadReason.MAX_ATTEMPTS),
+    ],
+)
+def test_the_reason_follows_the_status(status: int, reason: DeadReason) -> None:
+    """A dead letter's reason says whether the request, time or the engine was at fault."""
+    assert judge(reply(status)).reason is reason
+
+
+# -- the engine's words -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (
+            {"error": {"type": "BadRequestError", "message": "too long"}},
+            "BadRequestError",
+            "too long",
+        ),
+        ({"error": {"code": 400, "message": "too long"}}, "400", "too long"),
+        ({"error": "plain words"}, "http_400", "plain words"),
+        ({"object": "error", "type": "T", "message": "older shape"}, "T", "older shape"),
+        ({"detail": "Not Found"}, "http_400", "Not Found"),
+        ({"detail": [{"loc": ["body"]}]}, "http_400", "[{'loc': ['body']}]"),
+        ({"error": {}}, "http_400", "HTTP status 400"),
+    ],
+)
+def test_the_engines_own_words_are_kept(body: dict[str, Any], code: str, message: str) -> None:
+    """Type and message are found in OpenAI's shape of an error, in its relatives and FastAPI's."""
+    verdict = judge(reply(400, orjson.dumps(body)))
+    assert (verdict.code, verdict.message) == (code, message)
+    assert verdict.response == {"status_code": 400, "request_id": "srv-1", "body": body}
+
+
+def test_an_error_that_is_no_json_is_quoted_as_text() -> None:
+    """A proxy's page is passed on as far as it can be read, and the body counts as none."""
+    verdict = judge(reply(502, b"<h1>Bad \xff Gateway</h1>"))
+    assert verdict.message == "<h1>Bad � Gateway</h1>"
+    assert verdict.response == {"status_code": 502, "request_id": "srv-1", "body": None}
+
+
+def test_long_words_are_cut() -> None:
+    """A message of megabytes does not become a dead letter of megabytes."""
+    long = orjson.dumps({"error": {"type": "t" * 5000, "message": "m" * 5000}})
+    verdict = judge(reply(400, long))
+    assert (len(verdict.code), len(verdict.message)) == (100, 2000)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_an_error_of_any_depth_can_be_written(status: int) -> None:
+    """An error body that is nested too deep to be written again is quoted as text."""
+    body = b'{"detail":' + nested(1000) + b"}"
+    verdict = judge(reply(status, body))
+    assert verdict.message.startswith('{"detail":[[[')
+    assert wire.error_line("J", 1, "c", verdict.code, verdict.message, verdict.response)
+
+
+# -- tokens -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+        {"input_tokens": 3, "output_tokens": 4},
+    ],
+)
+def test_tokens_are_counted_by_either_name(usage: dict[str, int]) -> None:
+    """Chat and completions name their tokens in one way, responses in another."""
+    found = judge(reply(200, orjson.dumps({"usage": usage}))).usage
+    assert found is not None
+    assert (found.input_tokens, found.output_tokens, found.total_tokens) == (3, 4, 7)
+
+
+def test_an_answer_without_usage_counts_no_tokens() -> None:
+    """Where the engine reports nothing, nothing is invented."""
+    assert judge(reply(200, b"{}")).usage is None
+    assert judge(reply(200, b'{"usage":null}')).usage is None
+
+
+@pytest.mark.parametrize("figure", [-1, "7", None, 1.5, [], 2**64 - 1, 2**63])
+def test_a_figure_that_is_no_count_counts_as_none(figure: object) -> None:
+    """Garbage for a number of tokens is left out of the sums, which must stay writable."""
+    usage = {"usage": {"prompt_tokens": figure, "completion_tokens": 2}}
+    found = judge(reply(200, orjson.dumps(usage))).usage
+    assert found is not None
+    assert (found.input_tokens, found.output_tokens) == (0, 2)
+
+
+@given(st.integers(100, 599), st.binary(max_size=60) | st.sampled_from([ERROR, b"{}", b"[1]"]))
+def test_every_reply_gets_a_verdict_that_can_be_written(status: int, body: bytes) -> None:
+    """Whatever a server sends is judged, and its words fit into an output line."""
+    verdict = judge(reply(status, body))
+    line = wire.error_line("J", 1, None, verdict.code, verdict.message, verdict.response)
+    assert orjson.loads(line)["error"]["message"] == verdict.message
