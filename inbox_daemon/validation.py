@@ -88,7 +88,8 @@ def validate_file(
 def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Yield (line number, line without its newline); None for a line over `max_bytes`.
 
-    The rest of such a line is skipped without being held.
+    The rest of such a line is skipped without being held.  One that is all white space
+    is blank at any length, as it is for jobrun.index_lines.
     """
     number = 0
     while line := file.readline(max_bytes + 1):
@@ -98,14 +99,16 @@ def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | No
         elif len(line) <= max_bytes:
             yield number, line
         else:
-            _skip_line(file)
-            yield number, None
+            yield number, b"" if _skip_line(file, blank=line.isspace()) else None
 
 
-def _skip_line(file: BinaryIO) -> None:
+def _skip_line(file: BinaryIO, *, blank: bool) -> bool:
+    """Skip the rest of a line; say whether all of it was white space."""
     while part := file.readline(_READ_BYTES):
+        blank = blank and part.isspace()
         if part.endswith(b"\n"):
-            return
+            break
+    return blank
 
 
 def validate_lines(
@@ -137,8 +140,9 @@ def validate_lines(
         found.fatal = Fault(code="empty", message="the file holds no request")
     found.endpoint = next(iter(seen.endpoints)) if len(seen.endpoints) == 1 else None
     found.model = seen.model or served.default
-    if found.fatal is not None:
-        _note(found, found.fatal)
+    if found.fatal is not None:  # first in the list, whatever else was found
+        found.faults += 1
+        found.listed = [found.fatal, *found.listed][: limit_rules.MAX_LISTED_FAULTS]
     return found
 
 
@@ -177,11 +181,12 @@ def _check_model(request: Request, seen: _Seen, served: Served) -> None:
     model = request.model or served.default
     if model is None:
         return
-    seen.model = seen.model or model
-    if model != seen.model:
-        message = "the lines name different models; send one file for each"
-        raise LineFaultError("mixed_models", message, "body.model")
+    # One that is not served must not decide what the other lines have to agree with.
     if served.names and model not in served.names:
         known = ", ".join(sorted(served.names))
         message = f"the model {model[:60]!a} is not served here; use {known}, or name none"
         raise LineFaultError("unknown_model", message, "body.model")
+    seen.model = seen.model or model
+    if model != seen.model:
+        message = "the lines name different models; send one file for each"
+        raise LineFaultError("mixed_models", message, "body.model")
