@@ -21,31 +21,34 @@ def check(path: Path, config: Config, say: Callable[[str], None]) -> bool:
     Raises SenderError: it cannot be read.
     """
     try:
-        faults, found = _faults(path, config)
+        whole = _check_whole(path, config)
+        found = Validation() if whole else _check_lines(path, config)
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror}"
         raise SenderError("unreadable", msg) from None
-    for fault in faults:
+    if not whole:
+        whole = found.fatal or check_requests(QueueLoad(0, 0), found.requests, config.limits)
+    lines = [line.fault for line in found.invalid]
+    for fault in [whole, *lines] if whole else lines:
         where = f"line {fault.line}: " if fault.line else ""
         say(f"{path}: {where}{fault.code}: {fault.message}")
     lenient = config.intake.on_invalid_line == "dead_letter"
-    good = not faults or (found is not None and found.accepted(dead_letter_lines=lenient))
+    good = whole is None and found.accepted(dead_letter_lines=lenient)
     if good:
-        bad = f", {len(faults)} of them dead letters at once" if faults else ""
-        say(f"{path}: ok, {found.requests if found else 0} requests{bad}")
+        bad = f", {len(lines)} of them dead letters at once" if lines else ""
+        say(f"{path}: ok, {found.requests} requests{bad}")
     return good
 
 
-def _faults(path: Path, config: Config) -> tuple[list[Fault], Validation | None]:
+def _check_whole(path: Path, config: Config) -> Fault | None:
+    """What is wrong with the file as a whole, before any line of it is read."""
     if not gate.is_job_name(path.name):
         message = "the file's name is no job's name: letters, digits, . _ - , ending in .jsonl"
-        return [Fault(code="bad_name", message=message)], None
-    fault = check_bytes(path.stat().st_size, config.limits)
-    if fault is not None:
-        return [fault], None
+        return Fault(code="bad_name", message=message)
+    return check_bytes(path.stat().st_size, config.limits)
+
+
+def _check_lines(path: Path, config: Config) -> Validation:
     name = config.engine.served_name
     served = Served(name or None, frozenset([name] if name else []))
-    found = validate_file(path, config.limits, served, keep_invalid=True)
-    faults = [line.fault for line in found.invalid] + ([found.fatal] if found.fatal else [])
-    crowded = check_requests(QueueLoad(0, 0), found.requests, config.limits)
-    return [*faults, *([crowded] if crowded else [])], found
+    return validate_file(path, config.limits, served, keep_invalid=True)

@@ -39,13 +39,15 @@ def check_requests(load: QueueLoad, requests: int, limits: LimitsConfig) -> Faul
     room = limits.max_total_queued_requests - load.requests
     if requests <= room:
         return None
-    if requests > limits.max_total_queued_requests:
-        advice = "split the file"
-    else:
-        advice = "send the file again when jobs have finished"
+    if requests > limits.max_total_queued_requests:  # never, so another code: not retryable
+        message = (
+            f"the file has {requests} requests and the whole queue holds "
+            f"{limits.max_total_queued_requests}; split it"
+        )
+        return Fault(code="too_many_requests", message=message)
     message = (
         f"the file has {requests} requests and the queue has room for {max(room, 0)} of "
-        f"{limits.max_total_queued_requests}; {advice}"
+        f"{limits.max_total_queued_requests}; send the file again when jobs have finished"
     )
     return Fault(code="too_many_queued_requests", message=message)
 

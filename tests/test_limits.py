@@ -1,0 +1,49 @@
+"""Limits: what fits and what does not, to the last request and byte."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import limits
+from inbox_daemon.limits import RETRYABLE, QueueLoad, check_bytes, check_queue, check_requests
+
+COUNTS = st.integers(0, 50)
+
+
+@pytest.mark.parametrize(("jobs", "fits"), [(0, True), (4, True), (5, False), (6, False)])
+def test_the_queue_takes_as_many_jobs_as_it_may(jobs: int, fits: bool) -> None:  # noqa: FBT001 - a table
+    """A job is refused from the moment that the queue is as deep as it may be."""
+    fault = check_queue(QueueLoad(jobs, 0), limits(max_queue_depth=5))
+    assert (fault is None) == fits
+    assert fault is None or (fault.code in RETRYABLE and "queue_available" in fault.message)
+
+
+@pytest.mark.parametrize(("size", "code"), [(0, "empty"), (1, None), (10, None), (11, "too_large")])
+def test_a_files_size_is_held_to_its_limit_exactly(size: int, code: str | None) -> None:
+    """An empty file and one a byte too large are refused, and never worth a second try."""
+    fault = check_bytes(size, limits(max_file_bytes=10))
+    assert (fault.code if fault else None) == code
+    assert code not in RETRYABLE
+
+
+@given(COUNTS, COUNTS, st.integers(1, 50))
+def test_requests_fit_beside_those_that_are_queued(queued: int, new: int, limit: int) -> None:
+    """A job is accepted exactly when its requests and the open ones stay within the limit."""
+    fault = check_requests(QueueLoad(1, queued), new, limits(max_total_queued_requests=limit))
+    assert (fault is None) == (queued + new <= limit)
+    if fault is not None:
+        assert (fault.code in RETRYABLE) == (new <= limit)
+
+
+def test_a_job_larger_than_the_whole_queue_is_told_to_split() -> None:
+    """Where waiting cannot help, the sender is not told to wait."""
+    fault = check_requests(QueueLoad(0, 0), 11, limits(max_total_queued_requests=10))
+    assert fault is not None
+    assert (fault.code, "split" in fault.message) == ("too_many_requests", True)
+
+
+def test_a_full_queue_never_shows_negative_room() -> None:
+    """After the limit was lowered the message counts no room as none."""
+    fault = check_requests(QueueLoad(1, 99), 5, limits(max_total_queued_requests=10))
+    assert fault is not None
+    assert "room for 0 of 10" in fault.message
