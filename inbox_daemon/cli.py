@@ -30,6 +30,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+dead = typer.Typer(
+    help="Requests that were set aside, with the reason.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(dead, name="dead")
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="The configuration file (TOML)."),
@@ -38,6 +45,12 @@ SpoolOption = Annotated[
     Path | None, typer.Option("--spool", metavar="DIR", help="The spool; overrides the key.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON for a program.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A job's name.")]
+NameOrAll = Annotated[str, typer.Argument(metavar="NAME", help="A job's name, or ALL.")]
+ReasonOption = Annotated[
+    str | None, typer.Option("--reason", metavar="REASON", help="Only those of this reason.")
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Those of every job.")]
 FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE…", help="JSONL files.")]
 
 
@@ -208,6 +221,144 @@ def schema(
             setup.write_schemas(every)
         else:
             _write(setup.schema_text(name))
+
+
+@app.command()
+def cancel(name: NameArgument, config: ConfigOption = None, spool: SpoolOption = None) -> None:
+    """End a job: what is finished is published, the rest is listed as cancelled."""
+    _order(name, "cancel", config, spool)
+
+
+@app.command()
+def pause(name: NameOrAll = "ALL", config: ConfigOption = None, spool: SpoolOption = None) -> None:
+    """Start no further request of a job, or of any; what is in flight finishes."""
+    _order(name, "pause", config, spool)
+
+
+@app.command()
+def resume(name: NameOrAll = "ALL", config: ConfigOption = None, spool: SpoolOption = None) -> None:
+    """Undo a pause of the same NAME."""
+    _order(name, "resume", config, spool)
+
+
+@app.command()
+def verify(name: NameArgument, config: ConfigOption = None, spool: SpoolOption = None) -> None:
+    """Prove that each request of a job has exactly one outcome, or list what is wrong."""
+    from inbox_daemon import views
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        proof = views.verify(Spool(_load(config, spool).spool), name)
+    for line in proof.faults or [proof.summary]:
+        typer.echo(line)
+    if proof.faults:
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def compact(config: ConfigOption = None, spool: SpoolOption = None) -> None:
+    """Shrink the ledger's file; the daemon must not be running."""
+    from inbox_daemon import setup
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        typer.echo(setup.compact(Spool(_load(config, spool).spool)))
+
+
+# -- dead letters -------------------------------------------------------------------
+
+
+@dead.command("list")
+def dead_list(
+    *,
+    job: Annotated[str | None, typer.Option("--job", metavar="NAME")] = None,
+    reason: ReasonOption = None,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """List dead letters, one a line with --json."""
+    from inbox_daemon import display, views
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        letters = views.dead_letters(Spool(_load(config, spool).spool), job, reason)
+        if json:
+            for letter in letters:
+                _write(letter.model_dump_json().encode() + b"\n")
+        else:
+            display.print_letters(letters)
+
+
+@dead.command("show")
+def dead_show(
+    name: Annotated[str, typer.Argument(metavar="JOB")],
+    custom_id: Annotated[str, typer.Argument(metavar="CUSTOM_ID")],
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """Show one dead letter in full, its request included, as JSON."""
+    from inbox_daemon import views
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        for letter in views.dead_letters(Spool(_load(config, spool).spool), name, None):
+            if letter.custom_id == custom_id:
+                _write(letter.model_dump_json(indent=2).encode() + b"\n")
+                return
+    typer.echo(f"there is no dead letter {custom_id!a} of {name!a}; see `dead list`", err=True)
+    raise typer.Exit(REFUSED)
+
+
+@dead.command("redrive")
+def dead_redrive(
+    name: Annotated[str | None, typer.Argument(metavar="JOB")] = None,
+    *,
+    reason: ReasonOption = None,
+    every: AllOption = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """Run dead letters again, as a new job for each job that they are of."""
+    _order(_chosen(name, reason, every=every), "redrive", config, spool, reason)
+
+
+@dead.command("purge")
+def dead_purge(
+    name: Annotated[str | None, typer.Argument(metavar="JOB")] = None,
+    *,
+    reason: ReasonOption = None,
+    every: AllOption = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """Remove dead letters for good."""
+    _order(_chosen(name, reason, every=every), "purge", config, spool, reason)
+
+
+def _chosen(name: str | None, reason: str | None, *, every: bool) -> str:
+    if name is None and reason is None and not every:
+        typer.echo("name a JOB, or give --reason REASON or --all", err=True)
+        raise typer.Exit(USAGE)
+    return name or "ALL"
+
+
+def _order(
+    name: str, order: str, config: Path | None, spool: Path | None, reason: str | None = None
+) -> None:
+    """Drop a control file; the daemon obeys it within two scans."""
+    from inbox_daemon import submit as submitting
+    from inbox_daemon.spool import Spool
+
+    with _errors():
+        settings = _load(config, spool)
+        place = Spool(settings.spool)
+        submitting.order(place, name, order, reason)
+        wait_s = settings.intake.settle_s + 2 * settings.intake.scan_interval_s
+        refusal = submitting.wait_obeyed(place, f"{name}.{order}", wait_s + 2)
+    typer.echo(refusal or f"{order} {name}: done", err=refusal is not None)
+    if refusal:
+        raise typer.Exit(REFUSED)
 
 
 def _write(data: bytes) -> None:

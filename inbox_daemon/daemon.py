@@ -17,18 +17,20 @@ from pathlib import Path
 
 import sdnotify
 
-from inbox_daemon import __version__, documents, publish
+from inbox_daemon import __version__, documents, publish, retention
 from inbox_daemon.admission import Admission
 from inbox_daemon.config import Config
 from inbox_daemon.control import Controller, load_paused
 from inbox_daemon.engine import open_engine
 from inbox_daemon.engine.base import Engine
 from inbox_daemon.governor import Governor
-from inbox_daemon.gpu import Gpu, open_gpu
+from inbox_daemon.gpu import Gpu, GpuSample, open_gpu
+from inbox_daemon.hang import HangDetector
 from inbox_daemon.intake import Intake
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
+from inbox_daemon.limits import disk_shortage
 from inbox_daemon.recovery import recover
 from inbox_daemon.redrive import Redriver
 from inbox_daemon.runner import Runner
@@ -40,6 +42,9 @@ log = logging.getLogger("inbox_daemon")
 
 TICK_S = 0.5
 GPU_TICK_S = 2.0
+GPU_PATIENCE_S = 10.0
+DISK_TICK_S = 2.0
+RETENTION_TICK_S = 600.0
 MIN_STATUS_GAP_S = 0.2
 STALLED_S = 30.0
 _FORCED = 3
@@ -117,6 +122,8 @@ class Daemon:
         helpers = [
             asyncio.create_task(self._read_engine(), name="engine readings"),
             asyncio.create_task(self._read_gpu(), name="gpu readings"),
+            asyncio.create_task(self._read_disk(), name="disk readings"),
+            asyncio.create_task(self._retain(), name="retention"),
             asyncio.create_task(self._report(), name="status"),
         ]
         loops = [
@@ -145,6 +152,7 @@ class Daemon:
     async def _read_engine(self) -> None:
         """Give the governor the engine's figures, and the runner its state, as they come."""
         finished, state = 0, None
+        hangs = HangDetector(self.config.engine.hang_s, self.config.run.request_timeout_s)
         while True:
             await asyncio.sleep(TICK_S)
             info = self.engine.info
@@ -157,15 +165,45 @@ class Daemon:
             if self.governor.window > before or info.state is not state:
                 self.runner.wake()
             state = info.state
+            if hangs.update(time.monotonic(), self.runner.in_flight, finished, info.load.tokens):
+                await self.engine.restart("it neither answered nor made a token for too long")
 
     async def _read_gpu(self) -> None:
         while True:
-            sample = await asyncio.to_thread(self.gpu.sample, self.engine.info.pids)
-            if (sample is None) != (self.reporter.gpu is None):
-                self.changed.set()
-            self.reporter.gpu = sample
-            self.governor.read_gpu(sample)
+            with contextlib.suppress(TimeoutError):  # a hung driver is told by the next sample
+                sample = await asyncio.wait_for(
+                    asyncio.to_thread(self.gpu.sample, self.engine.info.pids), GPU_PATIENCE_S
+                )
+                self._take_gpu(sample)
             await asyncio.sleep(GPU_TICK_S)
+
+    def _take_gpu(self, sample: GpuSample | None) -> None:
+        if (sample is None) != (self.reporter.gpu is None):
+            self.changed.set()
+        self.reporter.gpu = sample
+        self.governor.read_gpu(sample)
+
+    async def _read_disk(self) -> None:
+        """Stop intake and runner below the floor, and let both go on above it."""
+        while True:
+            free = await asyncio.to_thread(self.spool.free)
+            short = disk_shortage(*free, self.config.disk)
+            if short != self.runner.paused:
+                self.runner.paused = self.intake.paused = short
+                log.warning("disk_floor", extra={"reason": short or "there is room again"})
+                self.intake.wake()
+                self._on_change()
+            self.reporter.disk = free
+            await asyncio.sleep(DISK_TICK_S)
+
+    async def _retain(self) -> None:
+        while True:
+            await asyncio.to_thread(
+                retention.retain, self.config, self.spool, self.ledger, time.time()
+            )
+            self.reporter.dead_letters = await asyncio.to_thread(self.ledger.dead_count)
+            self.reporter.quarantined = await asyncio.to_thread(self.spool.quarantined)
+            await asyncio.sleep(RETENTION_TICK_S)
 
     async def _report(self) -> None:
         """Write the status at each change and at least each interval; beat while all turns."""

@@ -6,6 +6,7 @@ without control characters.
 """
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from rich.text import Text
 
 from inbox_daemon import submit, views
 from inbox_daemon.model import ActiveJob, GpuStatus, JobStatus, QueueStatus, Reason, ServiceStatus
+from inbox_daemon.records import DeadLetter
 from inbox_daemon.spool import Spool
 from inbox_daemon.submit import Dropped
 from inbox_daemon.views import JobView
@@ -255,6 +257,25 @@ def print_job(view: JobView, spool: Spool) -> None:
     for name, value in rows:
         table.add_row(name, plain(value))
     console.print(table)
+
+
+def print_letters(letters: Iterable[DeadLetter]) -> None:
+    """One row a dead letter."""
+    table = Table("job", "line", "custom_id", "reason", "status", "retries", "message")
+    for letter in letters:
+        table.add_row(
+            plain(letter.job),
+            str(letter.line),
+            plain(letter.custom_id or ""),
+            letter.reason.value,
+            str(letter.http_status or ""),
+            str(letter.retry_count),
+            plain(letter.message[:200]),
+        )
+    if table.row_count:
+        Console().print(table)
+    else:
+        Console().print("no dead letters")
 
 
 def _moment(seconds: int | None) -> str:

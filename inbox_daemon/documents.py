@@ -44,6 +44,7 @@ def job_status(record: JobRecord, *, errors: bool, retry: bool) -> JobStatus:
         expired_at=ended if record.status is BatchStatus.EXPIRED else None,
         cancelled_at=ended if record.status is BatchStatus.CANCELLED else None,
         usage=record.usage,
+        checksums=record.checksums,
         message=_closing_words(record, retry=retry),
     )
 
@@ -52,9 +53,12 @@ def active_status(record: JobRecord, progress: Progress, state: JobState) -> Job
     """The status of a job that is queued or running."""
     running = state is JobState.RUNNING
     words = f"{progress.ended} of {record.requests} requests are answered"
+    word = BatchStatus.IN_PROGRESS if running else BatchStatus.VALIDATING
+    if record.ending is not None:
+        word = BatchStatus.CANCELLING
     return _batch(
         record,
-        status=BatchStatus.IN_PROGRESS if running else BatchStatus.VALIDATING,
+        status=word,
         counts=RequestCounts(
             total=record.requests, completed=progress.completed, failed=progress.failed
         ),
@@ -92,6 +96,9 @@ def _batch(
         "in_progress_at": _at(record.in_progress_at),
         "finalizing_at": _at(record.finalizing_at),
         "metadata": record.metadata,
+        "expires_at": _at(record.expires_at),
+        "priority": record.priority.value,
+        "redrive_of": record.redrive_of,
         "sha256": record.sha256,
         "bytes": record.bytes,
     }

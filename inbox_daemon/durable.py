@@ -10,6 +10,7 @@ the order is that of borg's `SaveFile`.
 Known limit: Linux only (renameat2, F_SETLEASE).
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -53,6 +54,17 @@ def make_dir(path: Path, mode: int = 0o750) -> None:
     sync_dir(path.parent)
 
 
+def share(path: Path, group: int) -> None:
+    """Let the group read a file or folder that is about to be shown; its entry not yet.
+
+    A daemon that is no member of the group leaves it as it is: the folder's owner
+    decided so.
+    """
+    with contextlib.suppress(PermissionError):
+        os.chown(path, -1, group)
+    path.chmod(0o750 if path.is_dir() else 0o640)
+
+
 def write_file(path: Path, data: bytes, mode: int = 0o640) -> None:
     """Write a new file, content only: the caller makes its entry last.
 
@@ -82,21 +94,30 @@ def write_at(fd: int, data: bytes, offset: int) -> None:
     os.fdatasync(fd)
 
 
-def replace_file(path: Path, data: bytes, workplace: Path, mode: int = 0o640) -> None:
+def replace_file(path: Path, data: bytes, workplace: Path) -> None:
     """Put `data` at `path` whole or not at all, whatever stood there.
 
     The new content is made in the folder `workplace`, on the same filesystem, so
-    that a reader of `path`'s folder never sees a temporary name.
+    that a reader of `path`'s folder never sees a temporary name.  It belongs to the
+    group of the folder in which it is shown.
     """
     # Unique, because documents of several jobs may be written at once.
     temporary = workplace / f".{secrets.token_hex(8)}.new"
     try:
-        write_file(temporary, data, mode)
+        write_file(temporary, data)
+        share(temporary, path.parent.stat().st_gid)
         temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
     sync_dir(path.parent)
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """Replace `target` by a file that was made beside it, whole."""
+    sync_file(source)
+    source.replace(target)
+    sync_dir(target.parent)
 
 
 def move(source: Path, target: Path) -> None:

@@ -150,11 +150,17 @@ class Intake:
             wait = gate.check_entry(entry) or self._hold()
             if wait is None:
                 wait = await self._take(entry, lane, settled=settled)
+        if wait is None:
+            self._forget_waiting(entry.name)
         if wait is None or wait.overdue is None or quiet_s < self.config.intake.incomplete_s:
             return wait
         reason = await asyncio.to_thread(self.admission.reject_drop, entry.name, lane, wait.overdue)
         self._note(Answer(rejected=reason))
         return None
+
+    def _forget_waiting(self, name: str) -> None:
+        """Show no longer as waiting what was just answered; the scan may go on for long."""
+        self.waiting = [drop for drop in self.waiting if drop.name != gate.escape(name)]
 
     def _hold(self) -> Wait | None:
         """Leave everything where it is while there is no room for it."""

@@ -6,7 +6,7 @@ Invariants: no clock, no file; the same figures give the same answer.
 
 from dataclasses import dataclass
 
-from inbox_daemon.config import LimitsConfig
+from inbox_daemon.config import DiskConfig, LimitsConfig
 from inbox_daemon.model import Fault
 
 MAX_LISTED_FAULTS = 100
@@ -60,3 +60,19 @@ def check_bytes(size: int, limits: LimitsConfig) -> Fault | None:
         return None
     message = f"the file has {size} bytes and the limit is {limits.max_file_bytes}; split it"
     return Fault(code="too_large", message=message)
+
+
+def disk_shortage(free_bytes: int, free_inodes: int, floor: DiskConfig) -> str | None:
+    """Say why nothing more may be taken or sent; None while there is room."""
+    if free_bytes < floor.min_free_bytes:
+        return (
+            f"the disk has {free_bytes >> 20} MiB free and {floor.min_free_bytes >> 20} MiB are "
+            "kept free: nothing is taken or sent until there is room"
+        )
+    # A filesystem without a fixed number of inodes reports none.
+    if 0 < free_inodes < floor.min_free_inodes:
+        return (
+            f"the disk has {free_inodes} inodes free and {floor.min_free_inodes} are kept free: "
+            "nothing is taken or sent until there is room"
+        )
+    return None

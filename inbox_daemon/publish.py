@@ -9,6 +9,7 @@ Known limit: results are read from results.part in input order, which on a cold 
 cache costs a seek each.
 """
 
+import hashlib
 import logging
 import os
 import time
@@ -90,11 +91,10 @@ def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
         record = _finished(record, ledger)
         _check_counts(record, files)
         files.close()
+        record = record.model_copy(update={"checksums": files.checksums()})
         status = documents.job_status(record, errors=ERRORS in files, retry=RETRY in files)
     durable.write_file(folder / STATUS, documents.pretty(status))
-    for path in folder.iterdir():
-        path.chmod(0o640)
-    durable.sync_dir(folder)
+    spool.share(folder)
     return record
 
 
@@ -105,6 +105,7 @@ class _Writer:
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
         self.counts = {OUTPUT: 0, ERRORS: 0, RETRY: 0}
+        self._digests = {name: hashlib.sha256() for name in self.counts}
         self._open(OUTPUT)
 
     def __enter__(self) -> Self:
@@ -124,6 +125,11 @@ class _Writer:
     def add(self, name: str, line: bytes) -> None:
         (self._files.get(name) or self._open(name)).write(line)
         self.counts[name] += 1
+        self._digests[name].update(line)
+
+    def checksums(self) -> dict[str, str]:
+        """The sha256 of each file."""
+        return {name: self._digests[name].hexdigest() for name in self._files}
 
     def close(self) -> None:
         """Close every file with its content on the disk."""

@@ -4,6 +4,7 @@ Purpose: what `init` and `schema` do.
 Invariant: a file that exists is never overwritten by `init`.
 """
 
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import orjson
 from inbox_daemon import config as configuration
 from inbox_daemon import durable
 from inbox_daemon.errors import ConfigError, SenderError
+from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import DOCUMENTS, json_schema
 from inbox_daemon.spool import Spool
 
@@ -78,3 +80,26 @@ def write_schemas(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in DOCUMENTS:
         (folder / f"{name}.schema.json").write_bytes(schema_text(name))
+
+
+def compact(spool: Spool) -> str:
+    """Write the ledger anew without its free pages; say what that gained.
+
+    Raises SpoolError: a daemon runs; LedgerError: the ledger cannot be read or copied.
+    """
+    spool.check()
+    spool.lock({"pid": os.getpid(), "since": "now, compacting"})
+    try:
+        data, before = spool.ledger / "data.mdb", (spool.ledger / "data.mdb").stat().st_size
+        workplace = spool.claimed / "compact"
+        durable.remove_tree(workplace)
+        durable.make_dir(workplace)
+        ledger = Ledger(spool.ledger)
+        ledger.compact_into(workplace)
+        ledger.close()
+        durable.put_in_place(workplace / data.name, data)
+        durable.remove_tree(workplace)
+        after = data.stat().st_size
+    finally:
+        spool.unlock()
+    return f"the ledger had {before >> 10} KiB and has {after >> 10} KiB"

@@ -394,9 +394,16 @@ class Spool:
         durable.remove_tree(built)
         durable.make_dir(built)
         durable.write_file(built / STATUS, document)
-        durable.sync_dir(built)
+        self.share(built)
         durable.move(built, folder)
         return True
+
+    def share(self, folder: Path) -> None:
+        """Make a folder that is about to go to outbox/ last, readable by that one's group."""
+        group = self.outbox.stat().st_gid
+        for path in (*folder.iterdir(), folder):
+            durable.share(path, group)
+        durable.sync_dir(folder)
 
     def clear_notice(self, name: str) -> None:
         """Remove outbox/NAME when it is only a notice, or empty."""
@@ -408,6 +415,43 @@ class Spool:
     def write_service_status(self, document: bytes) -> None:
         """Replace outbox/status.json atomically."""
         durable.replace_file(self.outbox / STATUS, document, self.claimed)
+
+    def published_folders(self) -> Iterator[tuple[str, float, int]]:
+        """Each folder of outbox/: its name, when it was published, its bytes."""
+        for folder in sorted(self.outbox.iterdir()):
+            if folder.is_dir() and not folder.is_symlink() and (folder / STATUS).exists():
+                size = sum(path.lstat().st_size for path in folder.iterdir())
+                yield folder.name, (folder / STATUS).lstat().st_mtime, size
+
+    def remove_published(self, name: str) -> None:
+        """Remove a folder of outbox/: out of sight first, so that none is seen in part."""
+        aside = self.claimed / f"retained.{name}"
+        durable.remove_tree(aside)
+        durable.move(self.outbox / name, aside)
+        durable.remove_tree(aside)
+
+    def rejections(self) -> Iterator[tuple[list[str], float, int]]:
+        """Each refusal in rejected/: its files' names, when, and its bytes."""
+        for reason in sorted(self.rejected.glob("*.reason.json")):
+            stem = reason.name.removesuffix(".reason.json")
+            names = [n for n in (f"{stem}.jsonl", stem, reason.name) if self._refused(n)]
+            size = sum((self.rejected / name).lstat().st_size for name in names)
+            yield names, reason.lstat().st_mtime, size
+
+    def _refused(self, name: str) -> bool:
+        return os.path.lexists(self.rejected / name)
+
+    def remove_rejection(self, names: list[str]) -> None:
+        """Remove the files of one refusal, its reason last."""
+        for name in names:
+            if (self.rejected / name).is_dir() and not (self.rejected / name).is_symlink():
+                durable.remove_tree(self.rejected / name)
+            else:
+                durable.remove_file(self.rejected / name)
+
+    def quarantined(self) -> list[str]:
+        """The names of what was set aside."""
+        return sorted(path.name for path in self.quarantine.iterdir())
 
     # -- what is there --------------------------------------------------------------
 

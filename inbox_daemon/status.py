@@ -17,9 +17,10 @@ from inbox_daemon.engine.base import EngineInfo, EngineState
 from inbox_daemon.governor import Governor
 from inbox_daemon.gpu import GpuSample
 from inbox_daemon.intake import Intake
-from inbox_daemon.jobqueue import ActiveEntry, JobQueue
+from inbox_daemon.jobqueue import ALL, ActiveEntry, JobQueue
 from inbox_daemon.model import (
     ActiveJob,
+    DiskStatus,
     EngineStatus,
     GpuStatus,
     Health,
@@ -69,7 +70,9 @@ class Reporter:
     started_at: float = field(default_factory=time.time)
     gpu: GpuSample | None = None
     stopping: bool = False
-    problems: dict[str, str] = field(default_factory=dict)
+    disk: tuple[int, int] | None = None
+    dead_letters: int = 0
+    quarantined: list[str] = field(default_factory=list)
     _seq: int = 0
     _rates: dict[str, Rate] = field(default_factory=dict)
     _last_death: tuple[int, float] = (0, 0.0)
@@ -97,6 +100,9 @@ class Reporter:
                 queue_available=max(limits.max_queue_depth - load.jobs, 0),
                 total_queued_requests=load.requests,
             ),
+            disk=self._disk(),
+            dead_letters=self.dead_letters,
+            quarantined=self.quarantined[:20],
             limits=LimitsStatus.model_validate(limits.model_dump()),
             jobs=self._jobs(now),
             waiting=self.intake.waiting,
@@ -109,12 +115,13 @@ class Reporter:
     # -- health ---------------------------------------------------------------------
 
     def _unhealthy(self, info: EngineInfo) -> list[str]:
-        reasons = list(self.problems.values())
+        reasons: list[str] = []
         if self.stopping:
             reasons.append("the daemon is stopping, or was stopped")
         if info.state is EngineState.BACKOFF:
             reasons.append(f"the engine does not run: {info.last_error or 'no reason known'}")
-        reasons += [text for text in (self.runner.collector.problem, self.intake.problem) if text]
+        texts = (self.runner.paused, self.runner.collector.problem, self.intake.problem)
+        reasons += [text for text in texts if text]
         if self.gpu is not None and not self.gpu.healthy:
             reasons.append(self.gpu.problem or "the GPU does not answer")
         return reasons
@@ -123,7 +130,9 @@ class Reporter:
         reasons = []
         if info.state in {EngineState.STARTING, EngineState.STOPPED} and not self.stopping:
             reasons.append("the engine is starting")
-        reasons += [text for text in (self.governor.reason, self.runner.paused) if text]
+        if self.quarantined:
+            reasons.append(f"{len(self.quarantined)} things lie in quarantine/: look at the log")
+        reasons += [text for text in (self.governor.reason, self.intake.hints_missing) if text]
         if self.runner.hunting:
             reasons.append("the engine died; the requests that were running are tried in groups")
         if info.generation != self._last_death[0]:
@@ -131,6 +140,13 @@ class Reporter:
         if info.generation and now - self._last_death[1] < RECENT_DEATH_S:
             reasons.append("the engine died in the last 10 minutes and was started again")
         return reasons
+
+    def _disk(self) -> DiskStatus | None:
+        if self.disk is None:
+            return None
+        return DiskStatus(
+            free_bytes=self.disk[0], free_inodes=self.disk[1], **self.config.disk.model_dump()
+        )
 
     # -- parts ----------------------------------------------------------------------
 
@@ -155,6 +171,8 @@ class Reporter:
             return "error", self.runner.collector.problem
         if self.runner.paused or self.governor.closed:
             return "paused", self.runner.paused or self.governor.reason
+        if ALL in self.queue.paused:
+            return "paused", "all jobs were paused; `inbox-daemon resume` lets them go on"
         if active and info.state is not EngineState.READY:
             return "paused", "the engine is loading"
         return ("processing", None) if active else ("idle", None)

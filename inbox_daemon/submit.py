@@ -15,9 +15,11 @@ import orjson
 from inbox_daemon import gate, views
 from inbox_daemon.errors import SenderError
 from inbox_daemon.model import JobStatus, ReadyMarker, Reason
+from inbox_daemon.records import DeadReason
 from inbox_daemon.spool import Spool
 
 _READ_BYTES = 1 << 20
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +90,37 @@ def _siblings(folder: Path, name: str, suffix: str = "") -> list[str]:
         for path in folder.iterdir()
         if path.name.startswith(f"{name}.") and path.name.endswith(suffix)
     ]
+
+
+def order(spool: Spool, name: str, what: str, reason: str | None = None) -> None:
+    """Drop a control file.
+
+    Raises SenderError: the name or the reason is none, or inbox/ cannot be written.
+    """
+    file = f"{name}.{what}"
+    if not gate.is_control_name(file):
+        msg = f"{name!a} is no job's name"
+        raise SenderError("bad_name", msg)
+    if reason is not None and reason not in set(DeadReason):
+        msg = f"there is no reason {reason!a}; it is one of {', '.join(DeadReason)}"
+        raise SenderError("unknown_reason", msg)
+    content = orjson.dumps({"reason": reason}) if reason else b""
+    try:
+        spool.drop_note(file, content)
+    except OSError as error:
+        msg = f"{spool.inbox} cannot be written: {error.strerror}; `inbox-daemon init` makes it"
+        raise SenderError("inbox_unwritable", msg) from None
+
+
+def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
+    """Wait until a control file was taken; return the refusal's words, if it was refused."""
+    since, until = time.time(), time.monotonic() + patience_s
+    while (spool.inbox / file).exists():
+        if time.monotonic() > until:
+            return f"{file} waits in {spool.inbox}; it is obeyed once `inbox-daemon run` runs"
+        time.sleep(_POLL_S)
+    for name in (file, *_siblings(spool.rejected, file, ".reason.json")):
+        reason = views.read_reason(spool.rejected / f"{name}.reason.json")
+        if reason is not None and reason.rejected_at >= since - 1:
+            return reason.faults[0].message
+    return None

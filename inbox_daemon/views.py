@@ -6,6 +6,7 @@ an error; a document that is being replaced is read whole, old or new.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import orjson
 from pydantic import ValidationError
 
 from inbox_daemon import documents
-from inbox_daemon.errors import LedgerError
+from inbox_daemon.errors import LedgerError, SenderError
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import JobStatus, Reason, ServiceStatus
-from inbox_daemon.records import JobRecord, Progress
+from inbox_daemon.records import DeadLetter, JobRecord, Progress
 from inbox_daemon.spool import STATUS, Spool
 from inbox_daemon.states import JobState
+from inbox_daemon.verify import Proof, verify_published, verify_running
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +142,47 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []
+
+
+def dead_letters(spool: Spool, job: str | None, reason: str | None) -> Iterator[DeadLetter]:
+    """The dead letters of a job, by name or id, or of one reason, or all.
+
+    Raises LedgerError: this user may not read the ledger, or there is none.
+    """
+    ledger = _open_ledger(spool)
+    try:
+        for letter in ledger.dead_letters():
+            wanted = job is None or job in {letter.job, letter.job_id}
+            if wanted and reason in {None, letter.reason.value}:
+                yield letter
+    finally:
+        ledger.close()
+
+
+def _open_ledger(spool: Spool) -> Ledger:
+    try:
+        return Ledger(spool.ledger, readonly=True)
+    except OSError as error:
+        msg = f"{spool.ledger} cannot be read: {error.strerror}; ask as the daemon's user"
+        raise LedgerError("ledger_unreadable", msg) from None
+
+
+def verify(spool: Spool, name: str) -> Proof:
+    """Prove the newest job of that name, published or running.
+
+    Raises LedgerError as `dead_letters`; SenderError: there is nothing to verify.
+    """
+    ledger = _open_ledger(spool)
+    try:
+        records = [record for record in ledger.jobs() if name in {record.name, record.id}]
+        record = records[-1] if records else None
+        if record is not None and spool.input_path(record.id).exists():
+            return verify_running(record, spool, ledger)
+    finally:
+        ledger.close()
+    folder = spool.outbox / ((record.outbox if record else None) or name)
+    status = _status_of(folder)
+    if status is None or not spool.holds_results(folder.name):
+        msg = f"no job named {name!a} is running or lies in outbox/; `inbox-daemon jobs` lists all"
+        raise SenderError("unknown_job", msg)
+    return verify_published(folder, status, record if record and record.id == status.id else None)

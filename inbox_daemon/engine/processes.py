@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import orjson
 
 _PROC = Path("/proc")
 _POLL_S = 0.05
+_TIDY_S = 1.0
 # Only a process that hangs in a driver takes longer to die from SIGKILL.
 _KILL_WAIT_S = 10.0
 log = logging.getLogger("inbox_daemon.engine")
@@ -70,11 +72,17 @@ def members(leader: Leader) -> list[int]:
 async def end_session(leader: Leader, grace_s: float) -> None:
     """End all processes of the session: TERM, `grace_s` to go by themselves, then KILL.
 
+    A process that ignores TERM gets a moment more.  Python's resource tracker is one:
+    it goes when the others have gone, and removes the shared memory that they left,
+    some hundred megabytes for each vLLM.
     Returns when they are gone; cancelled, it sends KILL before it leaves.
     """
     try:
         signal_all(leader, signal.SIGTERM)
         if await _gone(leader, grace_s):
+            return
+        _signal([pid for pid in members(leader) if not _ignores_term(pid)], signal.SIGKILL)
+        if await _gone(leader, _TIDY_S):
             return
         signal_all(leader, signal.SIGKILL)
         if not await _gone(leader, _KILL_WAIT_S):
@@ -86,7 +94,11 @@ async def end_session(leader: Leader, grace_s: float) -> None:
 
 def signal_all(leader: Leader, number: signal.Signals) -> None:
     """Send a signal to each process of the session."""
-    for pid in members(leader):
+    _signal(members(leader), number)
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
@@ -155,6 +167,15 @@ def _read(pid: int) -> _Process | None:
         started=int(fields[19]),
         dead=fields[0] in (b"Z", b"X"),
     )
+
+
+def _ignores_term(pid: int) -> bool:
+    try:
+        status = (_PROC / str(pid) / "status").read_text()
+    except OSError:
+        return False
+    ignored = re.search(r"^SigIgn:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(ignored and int(ignored[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _boot_id() -> str:

@@ -1,0 +1,100 @@
+"""Retention: remove what has ended, by age and by total bytes.
+
+Purpose: choose, purely, what goes; and carry it out through spool and ledger.
+Invariants: only published folders, refused files, dead letters and the records of
+jobs that left nothing else are ever removed, never anything unfinished, in quarantine/
+or in inbox/; the oldest goes first; a limit of 0 keeps everything.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import orjson
+
+from inbox_daemon.config import Config
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.records import JobRecord
+from inbox_daemon.spool import Spool
+
+log = logging.getLogger("inbox_daemon.retention")
+
+_DAY_S = 86400.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[T]):
+    """Something that takes room, its end in seconds since 1970, its size in bytes."""
+
+    what: T
+    at: float
+    size: int
+
+
+def surplus(kept: Iterable[Kept[T]], now: float, days: float, max_bytes: int) -> list[T]:
+    """What is older than `days`, and the oldest of the rest above `max_bytes` in all."""
+    ordered = sorted(kept, key=lambda item: item.at)
+    total = sum(item.size for item in ordered)
+    gone = []
+    for item in ordered:
+        old = days > 0 and now - item.at > days * _DAY_S
+        if not old and not (max_bytes > 0 and total > max_bytes):
+            continue
+        gone.append(item.what)
+        total -= item.size
+    return gone
+
+
+def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
+    """Remove the surplus; blocks, use a thread.  Returns how many things went.
+
+    Raises LedgerError, OSError.
+    """
+    rules, gone = config.retention, 0
+    published = [Kept(name, at, size) for name, at, size in spool.published_folders()]
+    for name in surplus(published, now, rules.outbox_days, rules.outbox_max_bytes):
+        spool.remove_published(name)
+        log.info("outbox_removed", extra={"job": name})
+        gone += 1
+    refused = [Kept(names, at, size) for names, at, size in spool.rejections()]
+    for names in surplus(refused, now, rules.rejected_days, rules.rejected_max_bytes):
+        spool.remove_rejection(names)
+        log.info("rejection_removed", extra={"files": names})
+        gone += 1
+    return gone + _retain_letters(config, ledger, now) + _retain_records(config, spool, ledger, now)
+
+
+def _retain_letters(config: Config, ledger: Ledger, now: float) -> int:
+    busy = ledger.being_redriven()
+    active = {record.id for record in ledger.jobs() if record.finished_at is None}
+    letters = [
+        Kept((letter.job_id, letter.line), letter.last_at, len(orjson.dumps(letter.request)))
+        for letter in ledger.dead_letters()
+        if letter.job_id not in active and (letter.job_id, letter.line) not in busy
+    ]
+    rules = config.retention
+    gone = surplus(letters, now, rules.dead_letter_days, rules.dead_letter_max_bytes)
+    if gone:
+        ledger.purge(gone)
+        log.info("dead_letters_removed", extra={"count": len(gone)})
+    return len(gone)
+
+
+def _retain_records(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
+    """Forget jobs whose re-delivery counts as new by now and that left nothing else."""
+    lettered = {letter.job_id for letter in ledger.dead_letters()}
+    gone = 0
+    for record in ledger.jobs():
+        over = _is_over(record, config, now) and record.id not in lettered
+        if over and spool.published_as(record.id, record.name) is None:
+            ledger.forget(record.id)
+            gone += 1
+    return gone
+
+
+def _is_over(record: JobRecord, config: Config, now: float) -> bool:
+    if record.finished_at is None:
+        return False
+    return now - record.finished_at > config.intake.dedup_days * _DAY_S
