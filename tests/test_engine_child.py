@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -15,12 +15,13 @@ import pytest
 from inbox_daemon.engine.child import KEPT_LINES, Child, Launch, clean, describe_exit
 from inbox_daemon.engine.processes import (
     Leader,
+    Note,
     leader_of,
     read_record,
     reap_orphans,
     write_record,
 )
-from inbox_daemon.engine.server import private_folder
+from inbox_daemon.engine.runtime import make_folder, remove_folder
 from standin_process import alive
 
 GRACE_S = 20.0
@@ -46,7 +47,7 @@ async def start(record: Path) -> AsyncIterator[Start]:
 
     async def start(*program: str) -> Child:
         words = program if len(program) > 1 else (sys.executable, "-c", *program)
-        children.append(await Child.start(Launch(words, dict(os.environ)), record))
+        children.append(await Child.start(Launch(words, dict(os.environ)), record, record.parent))
         return children[-1]
 
     yield start
@@ -76,6 +77,11 @@ async def until_lines(child: Child, count: int) -> None:
 def noted(record: Path) -> bool:
     """Say whether there is a note of a running child."""
     return record.exists()
+
+
+def write_note(record: Path, leader: Leader) -> None:
+    """Note a child without a folder that could be removed."""
+    write_record(record, Note(leader, "/nonexistent"))
 
 
 async def test_the_end_of_the_process_is_told_in_words(start: Start) -> None:
@@ -229,7 +235,7 @@ from inbox_daemon.engine.child import Child, Launch
 
 async def main():
     launch = Launch((sys.executable, "-c", sys.argv[2]), dict(os.environ))
-    child = await Child.start(launch, Path(sys.argv[1]))
+    child = await Child.start(launch, Path(sys.argv[1]), Path(sys.argv[3]))
     while len(child.lines) < 2:
         await asyncio.sleep(0.01)
     print(*sorted(child.pids()), flush=True)
@@ -240,10 +246,10 @@ asyncio.run(main())
 
 
 @contextlib.contextmanager
-def killed_daemon(record: Path, program: str) -> Iterator[list[int]]:
+def killed_daemon(record: Path, program: str, folder: Path) -> Iterator[list[int]]:
     """Run another daemon with this child, kill it with -9, and give the child's pids."""
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT), str(record), program],
+        [sys.executable, "-c", PARENT, str(record), program, str(folder)],
         stdout=subprocess.PIPE,
     )
     assert process.stdout
@@ -258,12 +264,14 @@ def killed_daemon(record: Path, program: str) -> Iterator[list[int]]:
 
 async def test_a_daemon_killed_with_9_leaves_no_engine(record: Path) -> None:
     """The kernel kills the first process, the next daemon the helper that stayed."""
-    with killed_daemon(record, WITH_HELPER + STUBBORN) as (leader, helper):
+    folder = make_folder()
+    with killed_daemon(record, WITH_HELPER + STUBBORN, folder) as (leader, helper):
         await until(lambda: not alive(leader))
         assert alive(helper)
         assert await reap_orphans(record) == (helper,)
         await until(lambda: not alive(helper))
     assert not noted(record)
+    assert not noted(folder)
     assert await reap_orphans(record) == ()
 
 
@@ -272,7 +280,7 @@ async def test_a_number_given_to_somebody_else_is_left_alone(
 ) -> None:
     """A process with the noted number but another start time is not ours."""
     leader = leader_of(stranger.pid)
-    write_record(record, Leader(leader.pid, leader.started - 1, leader.boot_id))
+    write_note(record, Leader(leader.pid, leader.started - 1, leader.boot_id))
     assert await reap_orphans(record) == ()
     assert stranger.poll() is None
 
@@ -282,7 +290,7 @@ async def test_a_note_from_before_a_reboot_names_nobody(
 ) -> None:
     """After a boot all numbers are new, so an old note kills nobody."""
     leader = leader_of(stranger.pid)
-    write_record(record, Leader(leader.pid, leader.started, "another boot"))
+    write_note(record, Leader(leader.pid, leader.started, "another boot"))
     assert await reap_orphans(record) == ()
     assert stranger.poll() is None
     assert not noted(record)
@@ -299,25 +307,26 @@ async def test_the_note_says_who_runs(start: Start, record: Path) -> None:
     """The note holds the pid, the start time and the boot of the child that runs."""
     child = await start(WAIT)
     await until_lines(child, 1)
-    leader = read_record(record)
-    assert leader
-    assert (leader.pid,) == child.pids()
-    assert leader == leader_of(leader.pid)
+    note = read_record(record)
+    assert note
+    assert (note.leader.pid,) == child.pids()
+    assert note == Note(leader_of(note.leader.pid), str(record.parent))
 
 
 async def test_a_child_without_a_note_does_not_run(tmp_path: Path) -> None:
     """When the note cannot be written, the child is ended again and the error told."""
     launch = Launch((sys.executable, "-c", WAIT), dict(os.environ))
     with pytest.raises(OSError, match="missing"):
-        await Child.start(launch, tmp_path / "missing" / "engine.json")
+        await Child.start(launch, tmp_path / "missing" / "engine.json", tmp_path)
 
 
-def test_the_sockets_folder_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_sockets_folder_is_private(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder lies in the runtime directory that systemd gives, closed to others."""
-    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}:/elsewhere")
-    folder = private_folder()
-    assert folder.parent == tmp_path
-    assert folder.stat().st_mode & 0o777 == 0o700
+    with tempfile.TemporaryDirectory(dir="/tmp") as given:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", f"{given}:/elsewhere")
+        folder = make_folder()
+        assert folder.parent == Path(given)
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_folder_too_long_for_a_socket_is_not_used(
@@ -327,6 +336,30 @@ def test_a_folder_too_long_for_a_socket_is_not_used(
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(long))
-    folder = private_folder()
-    assert len(str(folder / "engine.sock")) <= 107
-    folder.rmdir()
+    folder = make_folder()
+    assert folder.parent != long
+    remove_folder(folder)
+    assert not noted(folder)
+
+
+def test_only_a_folder_of_an_engine_is_removed(tmp_path: Path) -> None:
+    """Whatever a note says, nothing but an engine's own folder is touched."""
+    (tmp_path / "file").touch()
+    remove_folder(tmp_path)
+    remove_folder(tmp_path / "nothing")
+    assert (tmp_path / "file").exists()
+
+
+async def test_shared_memory_is_tidied_by_who_is_there_for_it(start: Start) -> None:
+    """A process that ignores TERM and waits for the others gets its moment to tidy up."""
+    tidy = (
+        "import signal, sys; signal.signal(15, signal.SIG_IGN); print('up', flush=True);"
+        " sys.stdin.read(); print('tidied', flush=True)"
+    )
+    child = await start(
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {tidy!r}],"
+        f" stdin=subprocess.PIPE); {WAIT}"
+    )
+    await until_lines(child, 2)
+    await child.stop(0)
+    assert child.lines[-1] == "tidied"

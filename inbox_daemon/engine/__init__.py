@@ -11,6 +11,7 @@ someone else runs.
     command.py     what is started, word by word
     child.py       one process: its start, its output, its end
     processes.py   all processes of an engine, also of an earlier daemon's
+    runtime.py     the folder of its sockets
     launch.py      the program between fork and exec
     client.py      HTTP
     metrics.py     the engine's figures

@@ -26,6 +26,7 @@ from inbox_daemon.engine import launch as launcher
 from inbox_daemon.engine.diagnosis import tells
 from inbox_daemon.engine.processes import (
     Leader,
+    Note,
     end_session,
     forget_record,
     leader_of,
@@ -68,8 +69,8 @@ class Child:
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, launch: Launch, record: Path) -> Self:
-        """Start the command and note it in `record`.
+    async def start(cls, launch: Launch, record: Path, folder: Path) -> Self:
+        """Start the command; note it and the folder of its sockets in `record`.
 
         A command that cannot be run shows as a process that ends with 126 or 127.
         Raises OSError: no process can be made, or the record not written.
@@ -93,7 +94,7 @@ class Child:
             os.close(writing)
         child = cls(process, leader_of(process.pid), record)
         child._reading = asyncio.create_task(child._read(reading))
-        await child._note()
+        await child._note(folder)
         log.info("engine_started", extra={"pid": process.pid, "command": launch.argv})
         return child
 
@@ -127,9 +128,9 @@ class Child:
         """Kill all its processes without waiting; the note of it stays for the next daemon."""
         signal_all(self._leader, signal.SIGKILL)
 
-    async def _note(self) -> None:
+    async def _note(self, folder: Path) -> None:
         try:
-            write_record(self._record, self._leader)
+            write_record(self._record, Note(self._leader, str(folder)))
         except OSError:
             await self.stop(0)
             raise

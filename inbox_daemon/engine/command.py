@@ -50,6 +50,8 @@ def vllm_launch(config: Config, socket: Path, environ: Mapping[str, str], *, rus
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        # Its inner sockets stay behind when it is killed, unless they lie in our folder.
+        "VLLM_RPC_BASE_PATH": str(socket.parent),
         **_visible_gpu(config, environ),
         **({RUST_VARIABLE: "1"} if rust else {}),
     }

@@ -116,11 +116,17 @@ _CAUSES = (
     _Cause("[engine] command names a program that does not exist", r": command not found$"),
     _Cause("the program of [engine] command cannot be run", r": cannot be started: "),
 )
-_EXCEPTION = re.compile(r"(?:^|[\s.(])\w*(?:Error|Exception|Interrupt)\b(?::|$)|\berror: ")
+_EXCEPTION = re.compile(
+    r"(?:^|[\s.(])\w*(?:Error|Exception|Interrupt)\b(?::|$)|\berror: |died unexpectedly"
+)
 # These follow most failures of vLLM and say nothing of the cause.
 _ECHO = re.compile(
     r"Engine core initialization failed|See root cause|EngineDeadError"
     r"|WorkerProc initialization failed|See stack trace"
+)
+# What a server says that is being ended, whatever the reason.
+_FAREWELL = re.compile(
+    r"resource_tracker|warnings\.warn|\[shutdown\]|[Ss]hut(?:ting)? ?down|Finished server process"
 )
 # What vLLM's logging puts before a line: the process, then level, time and source.
 _PREFIX = re.compile(r"^\(\w+[^)]* pid=\d+\) *(?:[A-Z]+ [\d-]+ [\d:.,]+ \[[^\]]+\] *)?")
@@ -151,10 +157,11 @@ def explain(what: str, lines: Sequence[str]) -> str:
 
 
 def telling_line(lines: Sequence[str]) -> str | None:
-    """Pick the newest line that looks like an exception's, else the newest line."""
+    """Pick the newest line that looks like an exception's, else the newest that is no farewell."""
     exceptions = [line for line in lines if _EXCEPTION.search(line)]
     causes = [line for line in exceptions if not _ECHO.search(line)]
-    for candidates in (causes, exceptions, lines):
+    others = [line for line in lines if not _FAREWELL.search(line)]
+    for candidates in (causes, exceptions, others):
         if candidates:
             return candidates[-1]
     return None

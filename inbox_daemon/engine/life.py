@@ -36,7 +36,7 @@ class Timing:
     backoff_max_s: float = 600.0
     # An engine that was ready this long has shown that it works.
     settled_s: float = 60.0
-    loss_grace_s: float = 2.0
+    loss_grace_s: float = 1.0
     stop_grace_s: float = 5.0
     gone_looks: int = 3
     # Each takes the probe's 5 s: a server that is busy for a minute is not a dead one.

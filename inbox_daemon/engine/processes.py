@@ -21,9 +21,12 @@ from pathlib import Path
 
 import orjson
 
+from inbox_daemon.engine.runtime import remove_folder
+
 _PROC = Path("/proc")
 _POLL_S = 0.05
 _TIDY_S = 1.0
+_ORPHANS_GRACE_S = 1.0
 # Only a process that hangs in a driver takes longer to die from SIGKILL.
 _KILL_WAIT_S = 10.0
 log = logging.getLogger("inbox_daemon.engine")
@@ -36,6 +39,14 @@ class Leader:
     pid: int
     started: int
     boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is written down of a running engine: who it is and where its sockets are."""
+
+    leader: Leader
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +114,17 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def write_record(path: Path, leader: Leader) -> None:
+def write_record(path: Path, note: Note) -> None:
     """Note the engine that runs, for `reap_orphans` of a later daemon."""
-    path.write_bytes(orjson.dumps(asdict(leader)))
+    path.write_bytes(orjson.dumps({**asdict(note.leader), "folder": note.folder}))
 
 
-def read_record(path: Path) -> Leader | None:
+def read_record(path: Path) -> Note | None:
     """Read the note; None: there is none, or it cannot be read."""
     try:
         fields = orjson.loads(path.read_bytes())
-        return Leader(int(fields["pid"]), int(fields["started"]), str(fields["boot_id"]))
+        leader = Leader(int(fields["pid"]), int(fields["started"]), str(fields["boot_id"]))
+        return Note(leader, str(fields["folder"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -129,13 +141,14 @@ async def reap_orphans(path: Path) -> tuple[int, ...]:
     daemon killed while writing it left an engine without any child yet, and that one
     its parent-death signal has ended.
     """
-    leader = read_record(path)
-    if leader is None:
+    note = read_record(path)
+    if note is None:
         return ()
-    pids = tuple(members(leader))
+    pids = tuple(members(note.leader))
     if pids:
         log.warning("engine_orphans_killed", extra={"pids": pids})
-        await end_session(leader, 0)
+        await end_session(note.leader, _ORPHANS_GRACE_S)
+    remove_folder(Path(note.folder))
     forget_record(path)
     return pids
 

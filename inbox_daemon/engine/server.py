@@ -8,9 +8,6 @@ as started when its address is known and never ends by itself.
 """
 
 import asyncio
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +15,8 @@ from typing import Protocol
 from inbox_daemon.engine.child import Child, Launch
 from inbox_daemon.engine.diagnosis import explain, known_cause
 from inbox_daemon.engine.processes import reap_orphans
+from inbox_daemon.engine.runtime import SOCKET_NAME, make_folder, remove_folder
 
-# The longest name that a Unix socket can have, the zero byte left out.
-_MAX_SOCKET_PATH = 107
-_SOCKET_NAME = "engine.sock"
 _UNCONFIGURED = (
     "no engine is configured; set [engine] model to a model's folder or hub name,"
     " or [engine] command, or [endpoint] url"
@@ -66,9 +61,6 @@ class Server(Protocol):
 
     def explain(self, what: str) -> str:
         """Make the operator's sentence out of what happened and what it printed."""
-
-    async def clear(self) -> None:
-        """Remove what `start` and `prepare` made, at the very end."""
 
 
 class ChildServer:
@@ -127,12 +119,12 @@ class ChildServer:
     async def start(self) -> str:
         """Start the child; the socket appears when it is ready to listen."""
         self._child = None
-        if self._folder is None:
-            self._folder = private_folder()
-        socket = self._folder / _SOCKET_NAME
-        socket.unlink(missing_ok=True)
+        self._folder = make_folder()
+        socket = self._folder / SOCKET_NAME
         self._fast_runs = self._fast_allowed and self._has_fast_form()
-        self._child = await Child.start(self._launch(socket, self._fast_runs), self._record)
+        self._child = await Child.start(
+            self._launch(socket, self._fast_runs), self._record, self._folder
+        )
         return f"unix:{socket}"
 
     async def ended(self) -> str:
@@ -142,9 +134,12 @@ class ChildServer:
         return f"the engine ended ({await self._child.wait()})"
 
     async def stop(self, grace_s: float) -> None:
-        """End all processes of the child; its lines stay readable."""
+        """End all processes of the child and remove its folder; its lines stay readable."""
         if self._child:
             await self._child.stop(grace_s)
+        if self._folder:
+            remove_folder(self._folder)
+            self._folder = None
 
     def kill(self) -> None:
         """Kill all processes of the child."""
@@ -154,12 +149,6 @@ class ChildServer:
     def explain(self, what: str) -> str:
         """Read the child's last lines."""
         return explain(what, self.lines)
-
-    async def clear(self) -> None:
-        """Remove the socket's folder."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
 
 
 class RemoteServer:
@@ -202,9 +191,6 @@ class RemoteServer:
         """Name the server."""
         return f"{what}: {self._address}"
 
-    async def clear(self) -> None:
-        """Do nothing."""
-
 
 class MissingServer(RemoteServer):
     """No server: the configuration names none."""
@@ -220,18 +206,3 @@ class MissingServer(RemoteServer):
     def explain(self, what: str) -> str:
         """Add nothing."""
         return what
-
-
-def private_folder() -> Path:
-    """Make a folder that only this user can enter, with a name short enough for a socket.
-
-    In systemd's `$RUNTIME_DIRECTORY`, else /run, else the temporary folder: the first
-    that can be written.  Raises OSError: none can.
-    """
-    given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    for parent in (given, "/run", tempfile.gettempdir()):
-        too_long = len(parent) + len("/inbox-daemon-xxxxxxxx/" + _SOCKET_NAME) > _MAX_SOCKET_PATH
-        if parent and not too_long and os.access(parent, os.W_OK | os.X_OK):
-            return Path(tempfile.mkdtemp(prefix="inbox-daemon-", dir=parent))
-    msg = "there is no folder for the engine's socket: /run and the temporary folder are no use"
-    raise OSError(msg)

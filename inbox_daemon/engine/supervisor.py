@@ -211,7 +211,6 @@ class Supervisor:
             if life:
                 await life.close()
             await self._server.stop(self._timing.stop_grace_s)
-            await self._server.clear()
         finally:
             self._become(replace(self._info, state=EngineState.STOPPED, pids=()))
 
