@@ -5,13 +5,15 @@ Invariants: an unknown key is refused with the nearest known one named; a value 
 of bounds is refused with the key's full name; the object never changes afterwards.
 Precedence, highest first: the command line, the environment
 (`INBOX_DAEMON_ENGINE__MODEL=…`), the TOML file, the defaults below.
-Known limit: a list or a table in the environment is written as JSON.
+Known limit: a list or a table in the environment is written as JSON, as a whole.
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +22,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -29,8 +32,12 @@ DEFAULT_PATH = Path("/etc/inbox-daemon/config.toml")
 PATH_VARIABLE = "INBOX_DAEMON_CONFIG"
 ENV_PREFIX = "INBOX_DAEMON_"
 
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+# Infinity has no place in the documents that show these, nor has what JSON's readers round.
+_LARGEST = 1 << 53
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=_LARGEST)]
+Bytes = Annotated[int, Field(ge=0, le=_LARGEST)]
 Celsius = Annotated[int, Field(ge=1, le=150)]
 
 
@@ -46,7 +53,7 @@ class IntakeConfig(_Section):
     incomplete_s: Seconds = 300
     on_full: Literal["reject", "hold"] = "reject"
     on_invalid_line: Literal["reject", "dead_letter"] = "reject"
-    dedup_days: Annotated[float, Field(ge=0)] = 7
+    dedup_days: Days = 7
     ageing_s: Seconds = 3600
 
 
@@ -135,12 +142,8 @@ class StatusConfig(_Section):
 class DiskConfig(_Section):
     """How much room is left free; below it nothing is taken and nothing is sent."""
 
-    min_free_bytes: Annotated[int, Field(ge=0)] = 1_073_741_824
-    min_free_inodes: Annotated[int, Field(ge=0)] = 10_000
-
-
-Days = Annotated[float, Field(ge=0)]
-Bytes = Annotated[int, Field(ge=0)]
+    min_free_bytes: Bytes = 1_073_741_824
+    min_free_inodes: Annotated[int, Field(ge=0, le=_LARGEST)] = 10_000
 
 
 class RetentionConfig(_Section):
@@ -215,6 +218,8 @@ def load(path: Path | None = None, *, spool: Path | None = None) -> Config:
         return _config_class(source)(**overrides)
     except ValidationError as error:
         raise ConfigError("config_invalid", _explain(error, source)) from None
+    except SettingsError:
+        raise ConfigError("config_invalid", _explain_json()) from None
     except tomllib.TOMLDecodeError as error:
         msg = f"{source} is not TOML: {error}"
         raise ConfigError("config_invalid", msg) from None
@@ -240,13 +245,15 @@ def config_path(path: Path | None = None) -> Path | None:
 def known_keys() -> list[str]:
     """Every key by its full dotted name, in the order of this module."""
     names = []
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            names += [f"{name}.{key}" for key in section.model_fields]
-        else:
-            names.append(name)
+    for name in Config.model_fields:
+        section = _section(name)
+        names += [f"{name}.{key}" for key in section.model_fields] if section else [name]
     return names
+
+
+def _section(name: str) -> type[BaseModel] | None:
+    kind = Config.model_fields[name].annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _config_class(source: Path | None) -> type[Config]:
@@ -256,15 +263,16 @@ def _config_class(source: Path | None) -> type[Config]:
     return FileConfig
 
 
+def _variable(key: str) -> str:
+    return ENV_PREFIX + key.upper().replace(".", "__")
+
+
 def _refuse_unknown_variables() -> None:
-    known = {ENV_PREFIX + key.upper().replace(".", "__") for key in known_keys()}
-    known |= {ENV_PREFIX + key.split(".")[0].upper() for key in known_keys()} | {PATH_VARIABLE}
+    known = {_variable(key) for key in [*known_keys(), *Config.model_fields]} | {PATH_VARIABLE}
     for name in os.environ:
-        if not name.startswith(ENV_PREFIX) or name in known:
+        if not name.upper().startswith(ENV_PREFIX) or name.upper() in known:
             continue
-        if name.startswith(ENV_PREFIX + "ENGINE__ENV__"):
-            continue
-        msg = f"the environment sets {name}, which is no setting.{_nearest(name, known)}"
+        msg = f"the environment sets {name}, which is no setting.{_nearest(name.upper(), known)}"
         raise ConfigError("config_invalid", msg)
 
 
@@ -272,12 +280,41 @@ def _explain(error: ValidationError, source: Path | None) -> str:
     where = source or "the environment"
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "config"
+        key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{key} is no setting.{_nearest(key, known_keys())}")
+            known = [*known_keys(), *Config.model_fields]
+            lines.append(f"{key} is no setting.{_nearest(key, known)}")
         else:
-            lines.append(f"{key}: {fault['msg']} (got {fault['input']!r})"[:300])
+            words = fault["msg"].removeprefix("Value error, ")
+            words = f"{key}: {words}" if key else words
+            lines.append(f"{words} (got {fault['input']!r})"[:300])
     return f"{where} cannot be used: " + "; ".join(lines)
+
+
+def _explain_json() -> str:
+    """Name the variables that hold a list or a table and are no JSON."""
+    bad = [name for name in _json_variables() if not _is_json(os.environ.get(name, "{}"))]
+    example = """'["--flag"]' or '{"KEY": "value"}'"""
+    return f"the environment's {', '.join(bad)} must be written as JSON, such as {example}"
+
+
+def _json_variables() -> Iterator[str]:
+    for name in Config.model_fields:
+        section = _section(name)
+        if section is None:
+            continue
+        yield _variable(name)
+        for key, field in section.model_fields.items():
+            if isinstance(field.default, list | dict):
+                yield _variable(f"{name}.{key}")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _nearest(name: str, known: "set[str] | list[str]") -> str:
