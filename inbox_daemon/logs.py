@@ -2,9 +2,11 @@
 
 Purpose: one JSON object a line under systemd, readable text on a terminal.
 Invariants: a field can never break a line or carry an escape code to a terminal,
-because both forms write JSON strings.
+because both forms write JSON strings and the terminal's has everything escaped that
+is not printable; whatever a field holds, its event is written.
 """
 
+import json
 import logging
 import os
 import sys
@@ -46,7 +48,20 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(event, default=str).decode()
+        return to_json(event)
+
+
+def to_json(value: object) -> str:
+    """Any value as JSON on one line; orjson has no words for a name that is no UTF-8."""
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except TypeError:
+        return json.dumps(value, default=str, skipkeys=True)
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped, those beyond ASCII too."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class TextFormatter(logging.Formatter):
@@ -56,10 +71,11 @@ class TextFormatter(logging.Formatter):
         """One line; an exception follows on lines of its own."""
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         fields = " ".join(
-            f"{key}={orjson.dumps(value, default=str).decode()}"
-            for key, value in fields_of(record).items()
+            f"{key}={to_json(value)}" for key, value in fields_of(record).items()
         )
         line = f"{moment} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+        lines = [line, *self._trace(record)]
+        return "\n".join(printable(line) for line in lines)
+
+    def _trace(self, record: logging.LogRecord) -> list[str]:
+        return self.formatException(record.exc_info).splitlines() if record.exc_info else []
