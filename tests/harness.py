@@ -195,6 +195,12 @@ class DaemonProcess:
                 return status
         return None
 
+    def status_now(self) -> Json:
+        """The health document; there must be one."""
+        status = self.status()
+        assert status is not None
+        return status
+
     def wait_status(self, wanted: Callable[[Json], Any], what: str, **patience: float) -> Json:
         """Wait for a health document that is wanted; return it."""
 
@@ -208,7 +214,7 @@ class DaemonProcess:
 
     def wait_executions(self, count: int) -> None:
         """Wait until the stand-in has begun so many executions."""
-        self.wait(lambda: len(self.executions()) >= count, f"{count} executions")
+        self.wait(lambda: self.execution_count() >= count, f"{count} executions")
 
     # -- jobs -----------------------------------------------------------------------
 
@@ -223,6 +229,14 @@ class DaemonProcess:
         marker = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         path = self.spool / "inbox" / f"{name}.jsonl.ready"
         path.write_text(json.dumps(marker), encoding="utf-8")
+
+    def dropped(self) -> set[str]:
+        """The names that lie in inbox/ itself, whatever they are; lanes left out."""
+        return {path.name for path in (self.spool / "inbox").iterdir()} - {"high", "low"}
+
+    def wait_empty_inbox(self) -> None:
+        """Wait until all was taken."""
+        self.wait(lambda: not self.dropped(), "an empty inbox")
 
     def wait_outcome(self, name: str, patience_s: float = PATIENCE_S) -> Path:
         """Wait until a job was published; return its folder."""
@@ -262,6 +276,14 @@ class DaemonProcess:
         """The texts whose execution the stand-in has begun, in order, repeats included."""
         data = self._executions.read_bytes() if self._executions.exists() else b""
         return [json.loads(line)["text"] for line in data.split(b"\n")[:-1]]
+
+    def execution_count(self) -> int:
+        """How many executions the stand-in has begun."""
+        return self._executions.read_bytes().count(b"\n") if self._executions.exists() else 0
+
+    def tries(self, number: int) -> int:
+        """How often a request that `chats` made under that number was begun."""
+        return sum(text.split()[1] == str(number) for text in self.executions())
 
     def engine_starts(self) -> list[int]:
         """The process of each stand-in that was started."""

@@ -171,7 +171,7 @@ def test_marker_of_the_sender_makes_a_drop_certain(make_daemon: MakeDaemon, tmp_
     daemon.drop_marker("sure", data)
     outputs = daemon.run_job("sure", lines)
     assert len(outputs.results) == 2
-    assert not list((daemon.spool / "inbox").iterdir())
+    assert not daemon.dropped()
 
 
 def test_status_of_the_job_names_what_it_ran(start_daemon: MakeDaemon) -> None:

@@ -16,7 +16,7 @@ def deliver_again(daemon: DaemonProcess) -> None:
     count = len(daemon.events("job_redelivered"))
     daemon.drop("job", LINES)
     daemon.wait(lambda: len(daemon.events("job_redelivered")) > count, "a re-delivery")
-    daemon.wait(lambda: not list((daemon.spool / "inbox").iterdir()), "an empty inbox")
+    daemon.wait_empty_inbox()
 
 
 def test_active_job_delivered_again_is_not_run_again(make_daemon: MakeDaemon) -> None:

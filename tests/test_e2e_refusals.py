@@ -27,6 +27,7 @@ class Bad:
     line: int | None = None
     retryable: bool = False
     name: str = "bad"
+    served: str = ""
 
 
 def nested(depth: int) -> Json:
@@ -43,7 +44,7 @@ BAD = [
     Bad("invalid_request", [GOOD, request("get", {}, url="/v1/files")], line=2),
     Bad("duplicate_custom_id", [GOOD, chat("other", "hi"), GOOD], line=3),
     Bad("mixed_models", [chat("a", "hi", model="standin"), chat("b", "hi", model="c")], line=2),
-    Bad("unknown_model", [chat("a", "hi", model="other")], line=1),
+    Bad("unknown_model", [chat("a", "hi", model="other")], line=1, served="standin"),
     Bad("empty", []),
     Bad("empty", [b"\n", b" \n"]),
     Bad("truncated", [GOOD, GOOD[:40]], retryable=True),
@@ -63,7 +64,7 @@ def check_refusal(daemon: DaemonProcess, bad: Bad, name: str) -> Json:
     assert (notice["status"], notice["id"]) == ("failed", reason["id"])
     assert notice["errors"]["data"] == reason["faults"]
     assert notice["message"] == reason["message"]
-    daemon.wait(lambda: not list((daemon.spool / "inbox").iterdir()), "an empty inbox")
+    daemon.wait_empty_inbox()
     return reason
 
 
@@ -75,7 +76,7 @@ def test_bad_file_is_refused_with_its_reason(make_daemon: MakeDaemon, bad: Bad) 
         "600",
         limits=LIMITS,
         intake={"incomplete_s": 0.5},
-        engine={"served_model_name": "standin"},
+        engine={"served_model_name": bad.served},
     ).start(ready=False)
     daemon.drop(bad.name, bad.lines)
     stem = {"bad name": "bad_name", "-bäd": "b_d"}.get(bad.name, bad.name)
