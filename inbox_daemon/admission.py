@@ -73,6 +73,7 @@ class Admission:
     queue: JobQueue
     served: Callable[[], Served]
     _mismatched: dict[str, Signature] = field(default_factory=dict)
+    _held: dict[str, tuple[Signature, int]] = field(default_factory=dict)
 
     def answer(self, entry: Entry, priority: Priority, *, settled: bool) -> Answer:
         """Take one drop through gate and validator.
@@ -81,11 +82,13 @@ class Admission:
         """
         if self._mismatched.get(entry.name) == entry.signature:
             return Answer(wait=_mismatch())
+        if (held := self._still_held(entry)) is not None:
+            return Answer(wait=held)
         verdict = gate.check_drop(self.spool, entry, priority, self.config, settled=settled)
         if isinstance(verdict, Wait):
             return Answer(wait=verdict)
         if isinstance(verdict, Refuse):
-            return Answer(rejected=self.reject_drop(entry.name, priority, verdict.fault))
+            return self.reject_drop(entry, priority, verdict.fault)
         try:
             claim = self._claim(entry.name, priority, verdict)
         finally:
@@ -112,6 +115,14 @@ class Admission:
             return _mismatch()
         return Claim(job_id, name, priority, sha256, size, passed.signature)
 
+    def _still_held(self, entry: Entry) -> Wait | None:
+        """Why a job that had no room still has none, without reading it again."""
+        signature, requests = self._held.get(entry.name, (None, 0))
+        if signature != entry.signature:
+            return None
+        crowded = limits.check_requests(self.queue.load(), requests, self.config.limits)
+        return Wait(crowded.message) if crowded else None
+
     def answer_claim(self, claim: Claim) -> Answer:
         """Say yes or no to a claim and carry it out."""
         known = self._redelivery(claim.job, claim.sha256)
@@ -119,9 +130,23 @@ class Admission:
             self._answer_redelivery(known, claim)
             return Answer(redelivered=known)
         faults, found, options = self._examine(claim)
+        if self._may_hold(faults, found, claim):
+            self.spool.drop_claim(claim.job_id)
+            return Answer(wait=Wait(faults[0].message))
         if faults:
             return Answer(rejected=self._reject_claim(claim, faults, found))
         return Answer(queued=self._admit(claim, found, options))
+
+    def _may_hold(self, faults: list[Fault], found: Validation, claim: Claim) -> bool:
+        """Leave a good job in inbox/ that only has no room yet, if the operator wants that."""
+        if self.config.intake.on_full != "hold" or claim.signature is None:
+            return False
+        if [fault.code for fault in faults] != ["too_many_queued_requests"]:
+            return False
+        if found.requests > self.config.limits.max_total_queued_requests:
+            return False  # it never will have
+        self._held[claim.name] = claim.signature, found.requests
+        return True
 
     # -- re-deliveries --------------------------------------------------------------
 
@@ -210,6 +235,7 @@ class Admission:
         self.spool.take_away(claim.name, claim.priority, claim.signature, claim.job_id)
         self._take_sidecars(claim.name, claim.priority)
         self._mismatched.pop(claim.name, None)
+        self._held.pop(claim.name, None)
 
     def _take_sidecars(self, name: str, priority: Priority) -> None:
         self.spool.remove_drop(name + gate.READY_SUFFIX, priority)
@@ -236,18 +262,25 @@ class Admission:
         self._take_away(claim)
         return why
 
-    def reject_drop(self, name: str, priority: Priority, fault: Fault) -> Reason:
-        """Refuse a file that was never claimed: it goes to rejected/ itself."""
-        job_id, stem = str(ULID()), gate.safe_stem(name)
+    def reject_drop(self, entry: Entry, priority: Priority, fault: Fault) -> Answer:
+        """Refuse a file that was never claimed: it goes to rejected/ itself.
+
+        One that is gone, or was replaced since it was looked at, is left to the next scan.
+        """
+        job_id, name = str(ULID()), entry.name
+        source = self.spool.seize(name, priority, entry.signature, job_id)
+        if source is None:
+            return Answer(wait=Wait("it has just changed"))
+        stem = gate.safe_stem(name)
         suffix = "" if gate.is_control_name(name) else gate.JOB_SUFFIX
         target = self.spool.rejected_as(stem, suffix, job_id) + suffix
         shown = name.removesuffix(gate.JOB_SUFFIX) if gate.is_job_name(name) else gate.escape(name)
         why = documents.reason(job_id, shown, [fault], time.time(), file=target)
-        self._carry_out(why, target, self.spool.lane(priority) / name)
+        self._carry_out(why, target, source)
         if suffix:
             self._take_sidecars(name, priority)
             self._show_refusal(why, stem, 0)
-        return why
+        return Answer(rejected=why)
 
     def _carry_out(self, why: Reason, target: str, source: Path) -> None:
         self.spool.reject(why.id, target, documents.pretty(why), source)

@@ -28,6 +28,10 @@ log = logging.getLogger("inbox_daemon.runner")
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 60.0
 REFUSED_PAUSE_S = 30.0
+# So many poison requests in a row are believed; beyond, the engine is doubted.
+TRUSTED_POISON = 3
+DOUBT_BASE_S = 10.0
+DOUBT_CAP_S = 600.0
 
 
 class Collector:
@@ -38,6 +42,7 @@ class Collector:
         self._config, self._queue = config, queue
         self._hunt, self._committer = hunt, committer
         self._rng = random.Random()  # noqa: S311 - jitter is no secret
+        self._poison_streak = 0
         self.suspects: list[Suspect] = []
         self.hold_until = 0.0
         self.problem: str | None = None
@@ -71,6 +76,7 @@ class Collector:
             job_id, flight.line, custom_id, reply.status, reply.request_id, reply.body
         )
         flight.run.succeed(flight.ordinal, line, verdict.usage)
+        self._poison_streak, self.problem = 0, None
         self._ended()
 
     def _fail(self, flight: Flight, verdict: Verdict) -> None:
@@ -130,7 +136,6 @@ class Collector:
 
     def _ended(self) -> None:
         self.finished += 1
-        self.problem = None
         self.last_outcome_at = time.monotonic()
 
     # -- engine deaths --------------------------------------------------------------
@@ -146,6 +151,23 @@ class Collector:
             run = self.run_of(job_id)
             if run is not None and run.is_open(line):
                 self._bury_poison(run, run.ordinal_of(line))
+                self._doubt_engine()
+
+    def _doubt_engine(self) -> None:
+        """Slow down when every request seems to be poison: then it is the engine that is ill.
+
+        Without this a faulty GPU would turn a whole job into dead letters.
+        """
+        self._poison_streak += 1
+        excess = self._poison_streak - TRUSTED_POISON
+        if excess <= 0:
+            return
+        pause_s = min(DOUBT_BASE_S * 2**excess, DOUBT_CAP_S)
+        self.hold_until = time.monotonic() + pause_s
+        self.problem = (
+            f"the engine died under each of the last {self._poison_streak} requests that ran "
+            f"alone: look at the engine and the GPU; the next one is tried in {pause_s:.0f} s"
+        )
 
     def _bury_poison(self, run: JobRun, ordinal: int) -> None:
         run.claim_suspect(ordinal)

@@ -21,7 +21,7 @@ from inbox_daemon.config import Config
 from inbox_daemon.control import Controller
 from inbox_daemon.gate import Wait
 from inbox_daemon.jobqueue import JobQueue
-from inbox_daemon.model import RecentJob, WaitingDrop
+from inbox_daemon.model import Fault, RecentJob, WaitingDrop
 from inbox_daemon.settling import Settling, Sighting
 from inbox_daemon.spool import Spool
 from inbox_daemon.states import Priority
@@ -154,9 +154,12 @@ class Intake:
             self._forget_waiting(entry.name)
         if wait is None or wait.overdue is None or quiet_s < self.config.intake.incomplete_s:
             return wait
-        reason = await asyncio.to_thread(self.admission.reject_drop, entry.name, lane, wait.overdue)
-        self._note(Answer(rejected=reason))
-        return None
+        return await self._reject(entry, lane, wait.overdue)
+
+    async def _reject(self, entry: Entry, lane: Priority, fault: Fault) -> Wait | None:
+        answer = await asyncio.to_thread(self.admission.reject_drop, entry, lane, fault)
+        self._note(answer)
+        return answer.wait
 
     def _forget_waiting(self, name: str) -> None:
         """Show no longer as waiting what was just answered; the scan may go on for long."""
@@ -185,8 +188,7 @@ class Intake:
         if fault is None:
             await asyncio.to_thread(self.spool.remove_drop, entry.name, lane)
         else:
-            reason = await asyncio.to_thread(self.admission.reject_drop, entry.name, lane, fault)
-            self._note(Answer(rejected=reason))
+            await self._reject(entry, lane, fault)
         self.on_change()
         return None
 

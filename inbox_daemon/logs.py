@@ -70,9 +70,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line; an exception follows on lines of its own."""
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = " ".join(
-            f"{key}={to_json(value)}" for key, value in fields_of(record).items()
-        )
+        fields = " ".join(f"{key}={to_json(value)}" for key, value in fields_of(record).items())
         line = f"{moment} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
         lines = [line, *self._trace(record)]
         return "\n".join(printable(line) for line in lines)

@@ -46,12 +46,13 @@ def publish(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
     Raises LedgerError: a request lacks its outcome, which is a bug; OSError.
     """
     shown = spool.published_as(record.id, record.name)
+    if shown is None and record.outbox is None:
+        record = _build(record, spool, ledger).model_copy(update={"outbox": record.name})
+        # From here on a folder that is missing was collected, not lost.
+        ledger.update(record.model_copy(update={"finished_at": None}))
     if shown is None:
-        record = _build(record, spool, ledger)
         shown = spool.publish(record.id, record.name)
-    else:
-        record = _finished(record, ledger)
-    record = record.model_copy(update={"outbox": shown})
+    record = _finished(record, ledger).model_copy(update={"outbox": shown})
     ledger.finish(record)
     spool.discard(record.id)
     log.info(

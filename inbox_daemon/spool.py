@@ -218,21 +218,29 @@ class Spool:
         durable.replace_file(lane / name, content, lane)
 
     def take_away(self, name: str, priority: Priority, signature: Signature, job_id: str) -> bool:
-        """Remove a drop whose content we hold; False when it is another file by now.
+        """Remove a drop whose content we hold; False when it is gone, or another file by now."""
+        aside = self.seize(name, priority, signature, job_id)
+        if aside is not None:
+            durable.remove_file(aside)
+        return aside is not None
 
-        The rename decides: what is removed is what was claimed, and a newer file of
+    def seize(
+        self, name: str, priority: Priority, signature: Signature, job_id: str
+    ) -> Path | None:
+        """Move a drop out of its sender's reach; None when it is gone, or another file by now.
+
+        The rename decides: what is seized is what was looked at, and a newer file of
         the same name stays.
         """
         aside = self.claimed / f"{job_id}.{priority}.drop.{name}"
         try:
             durable.rename_noreplace(self.lane(priority) / name, aside)
         except FileNotFoundError:
-            return True
+            return None
         if _same_file(aside, signature):
-            durable.remove_file(aside)
-            return True
+            return aside
         self._put_back(aside)
-        return False
+        return None
 
     def _put_back(self, aside: Path) -> None:
         origin, name = aside.name.split(".drop.", 1)
