@@ -12,10 +12,11 @@ import orjson
 
 from inbox_daemon.config import Config
 from inbox_daemon.engine import Timing, open_engine
-from inbox_daemon.engine.base import Engine, EngineInfo
+from inbox_daemon.engine.base import Engine, EngineInfo, EngineState, Fault, Reply
 
 PROGRAM = Path(__file__).with_name("standin.py")
 CHAT = "/v1/chat/completions"
+LONG_S = 30.0
 # As the real one in its order of events, but with a test's patience.
 QUICK = Timing(
     start_timeout_s=20,
@@ -80,6 +81,18 @@ class Watched:
             self._changed.clear()
             await self._changed.wait()
         return self.engine.info
+
+
+async def ask(watched: Watched, text: str) -> Reply | Fault:
+    """Send a chat with this text."""
+    return await watched.engine.send(CHAT, chat(text), "r-1", LONG_S)
+
+
+async def ready(watched: Watched, generation: int = 0) -> EngineInfo:
+    """Wait until the engine of that generation is ready."""
+    return await watched.until(
+        lambda info: info.state is EngineState.READY and info.generation == generation
+    )
 
 
 @contextlib.asynccontextmanager

@@ -68,9 +68,10 @@ class EngineInfo:
 
     `restarts` counts starts after the first.  `generation` is raised by one each
     time that an engine which was ready is lost, so that a reply can be told from
-    one of an earlier engine.  `last_error` is a sentence for the operator;
-    `last_lines` the newest lines that the server printed before it ended.
-    `retry_in_s` is the time left until the next start, in BACKOFF only.
+    one of an earlier engine.  `last_error` is a sentence for the operator about the end
+    of the last engine, kept while the next one runs; `last_lines` the newest lines that
+    the server printed before it ended.  `retry_in_s` is the time left until the next
+    start, in BACKOFF only.  `since` is the Unix time at which the state began.
     """
 
     state: EngineState
@@ -111,7 +112,8 @@ class Engine(Protocol):
         """Say whether the engine of that generation is dead, after a failure.
 
         Called when a reply or a fault suggests it: True once the engine is known
-        to be lost, False once it has been seen healthy after the call.
+        to be lost, False once it has been seen healthy after the call, or connects but
+        is too busy to say how it is.
         Takes a few seconds at most; concurrent calls share one probe.
         """
 

@@ -124,9 +124,10 @@ _ECHO = re.compile(
     r"Engine core initialization failed|See root cause|EngineDeadError"
     r"|WorkerProc initialization failed|See stack trace"
 )
-# What a server says that is being ended, whatever the reason.
-_FAREWELL = re.compile(
-    r"resource_tracker|warnings\.warn|\[shutdown\]|[Ss]hut(?:ting)? ?down|Finished server process"
+# What a server says in good health, and when it is being ended, whatever the reason.
+_CHATTER = re.compile(
+    r"\b(?:INFO|DEBUG)\b|resource_tracker|warnings\.warn"
+    r"|\[shutdown\]|[Ss]hut(?:ting)? ?down|Finished server process"
 )
 # What vLLM's logging puts before a line: the process, then level, time and source.
 _PREFIX = re.compile(r"^\(\w+[^)]* pid=\d+\) *(?:[A-Z]+ [\d-]+ [\d:.,]+ \[[^\]]+\] *)?")
@@ -157,10 +158,10 @@ def explain(what: str, lines: Sequence[str]) -> str:
 
 
 def telling_line(lines: Sequence[str]) -> str | None:
-    """Pick the newest line that looks like an exception's, else the newest that is no farewell."""
+    """Pick the newest line that looks like an exception's, else the newest that is no chatter."""
     exceptions = [line for line in lines if _EXCEPTION.search(line)]
     causes = [line for line in exceptions if not _ECHO.search(line)]
-    others = [line for line in lines if not _FAREWELL.search(line)]
+    others = [line for line in lines if not _CHATTER.search(line)]
     for candidates in (causes, exceptions, others):
         if candidates:
             return candidates[-1]

@@ -151,11 +151,13 @@ class Supervisor:
 
     async def _not_found(self, life: Life, url: str, reply: Reply) -> Reply | Fault:
         """Tell a path that this form of the server lacks from an answer of the engine."""
-        if not life.over.done():
-            if await life.client.serves(url):
-                return reply
-            self._server.substitute()
-            self._end(life, f"this form of the server has no {url}; it is replaced by the other")
+        served = await life.client.serves(url)
+        if life.over.done():
+            return Fault(FaultKind.CONNECTION, "the engine ended meanwhile")
+        if served:
+            return reply
+        self._server.substitute()
+        self._end(life, f"this form of the server has no {url}; it is replaced by the other")
         return Fault(FaultKind.CONNECTION, f"the server, which has no {url}, is being replaced")
 
     # Its end.

@@ -1,0 +1,162 @@
+"""What a daemon that was killed leaves behind, and that nobody else suffers for it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inbox_daemon.engine.child import Child, Launch
+from inbox_daemon.engine.processes import (
+    Leader,
+    Note,
+    leader_of,
+    read_record,
+    reap_orphans,
+    write_record,
+)
+from inbox_daemon.engine.runtime import make_folder, remove_folder
+from standin_process import alive
+from standin_programs import STUBBORN, WAIT, WITH_HELPER, noted, until, until_lines
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """Name the file that notes the running child."""
+    return tmp_path / "engine.json"
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that is nobody's engine."""
+    with subprocess.Popen([sys.executable, "-c", WAIT], stdout=subprocess.DEVNULL) as process:
+        yield process
+        process.kill()
+
+
+def write_note(record: Path, leader: Leader) -> None:
+    """Note a child without a folder that could be removed."""
+    write_record(record, Note(leader, "/nonexistent"))
+
+
+PARENT = """
+import asyncio, os, sys
+from pathlib import Path
+from inbox_daemon.engine.child import Child, Launch
+
+async def main():
+    launch = Launch((sys.executable, "-c", sys.argv[2]), dict(os.environ))
+    child = await Child.start(launch, Path(sys.argv[1]), Path(sys.argv[3]))
+    while len(child.lines) < 2:
+        await asyncio.sleep(0.01)
+    print(*sorted(child.pids()), flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def killed_daemon(record: Path, program: str, folder: Path) -> Iterator[list[int]]:
+    """Run another daemon with this child, kill it with -9, and give the child's pids."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(record), program, str(folder)],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    process.kill()
+    process.communicate()
+    yield pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_daemon_killed_with_9_leaves_no_engine(record: Path) -> None:
+    """The kernel kills the first process, the next daemon the helper that stayed."""
+    folder = make_folder()
+    with killed_daemon(record, WITH_HELPER + STUBBORN, folder) as (leader, helper):
+        await until(lambda: not alive(leader))
+        assert alive(helper)
+        assert await reap_orphans(record) == (helper,)
+        await until(lambda: not alive(helper))
+    assert not noted(record)
+    assert not noted(folder)
+    assert await reap_orphans(record) == ()
+
+
+async def test_a_number_given_to_somebody_else_is_left_alone(
+    record: Path, stranger: subprocess.Popen[bytes]
+) -> None:
+    """A process with the noted number but another start time is not ours."""
+    leader = leader_of(stranger.pid)
+    write_note(record, Leader(leader.pid, leader.started - 1, leader.boot_id))
+    assert await reap_orphans(record) == ()
+    assert stranger.poll() is None
+
+
+async def test_a_note_from_before_a_reboot_names_nobody(
+    record: Path, stranger: subprocess.Popen[bytes]
+) -> None:
+    """After a boot all numbers are new, so an old note kills nobody."""
+    leader = leader_of(stranger.pid)
+    write_note(record, Leader(leader.pid, leader.started, "another boot"))
+    assert await reap_orphans(record) == ()
+    assert stranger.poll() is None
+    assert not noted(record)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "started": 1}'])
+def test_a_note_that_cannot_be_read_names_nobody(record: Path, text: str) -> None:
+    """A torn note is no reason to fail, nor to kill."""
+    record.write_text(text)
+    assert asyncio.run(reap_orphans(record)) == ()
+
+
+async def test_the_note_says_who_runs(record: Path) -> None:
+    """The note holds the pid, the start time and the boot of the child that runs."""
+    launch = Launch((sys.executable, "-c", WAIT), dict(os.environ))
+    child = await Child.start(launch, record, record.parent)
+    await until_lines(child, 1)
+    note = read_record(record)
+    assert note
+    assert (note.leader.pid,) == child.pids()
+    assert note == Note(leader_of(note.leader.pid), str(record.parent))
+    await child.stop(0)
+
+
+def test_the_sockets_folder_is_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder lies in the runtime directory that systemd gives, closed to others."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as given:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", f"{given}:/elsewhere")
+        folder = make_folder()
+        assert folder.parent == Path(given)
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_too_long_for_a_socket_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A socket's name has 107 bytes, so a longer runtime directory is passed over."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(long))
+    folder = make_folder()
+    assert folder.parent != long
+    remove_folder(folder)
+    assert not noted(folder)
+
+
+def test_only_a_folder_of_an_engine_is_removed(tmp_path: Path) -> None:
+    """Whatever a note says, nothing but an engine's own folder is touched."""
+    (tmp_path / "file").touch()
+    remove_folder(tmp_path)
+    remove_folder(tmp_path / "nothing")
+    assert (tmp_path / "file").exists()
