@@ -73,21 +73,27 @@ def outcome(spool: Spool, dropped: Dropped) -> JobStatus | Reason | None:
     if (spool.inbox / f"{dropped.name}.jsonl").exists():
         return None
     for name in (dropped.name, *_siblings(spool.outbox, dropped.name)):
-        found = spool.read_status(name)
-        if found and found.get("sha256") == dropped.sha256 and found.get("status") != "failed":
-            return JobStatus.model_validate(found)
+        found = views.read_status(spool.outbox / name)
+        if found and found.sha256 == dropped.sha256 and found.status != "failed":
+            return found
     for name in (dropped.name, *_siblings(spool.rejected, dropped.name, ".reason.json")):
         reason = views.read_reason(spool.rejected / f"{name}.reason.json")
-        if reason and reason.sha256 == dropped.sha256 and reason.rejected_at >= dropped.at - 1:
+        if reason is not None and _is_of(reason, dropped):
             return reason
     return None
+
+
+def _is_of(reason: Reason, dropped: Dropped) -> bool:
+    # One that was refused before it was claimed, such as a file too large, has no checksum.
+    same = reason.name == dropped.name and reason.sha256 in {None, dropped.sha256}
+    return same and reason.rejected_at >= dropped.at - 1
 
 
 def _siblings(folder: Path, name: str, suffix: str = "") -> list[str]:
     """Names beside NAME that carry an id: a second refusal, or a second publication."""
     return [
         path.name.removesuffix(suffix)
-        for path in folder.iterdir()
+        for path in views.entries_of(folder)
         if path.name.startswith(f"{name}.") and path.name.endswith(suffix)
     ]
 

@@ -7,6 +7,7 @@ an error; a document that is being replaced is read whole, old or new.
 
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,19 +62,18 @@ def find_jobs(spool: Spool, name: str) -> list[JobView]:
 
 def _known(spool: Spool) -> list[JobView]:
     """What the ledger knows; falls back on the health document without access to it."""
-    try:
-        ledger = Ledger(spool.ledger, readonly=True)
-    except (LedgerError, OSError):
-        return _active(spool)
-    try:
-        return [_view(record, ledger.progress(record.id), spool) for record in ledger.jobs()]
-    finally:
-        ledger.close()
+    for _ in range(2):  # the daemon may make it larger at this moment, but not twice
+        with (
+            suppress(LedgerError, OSError),
+            closing(Ledger(spool.ledger, readonly=True)) as ledger,
+        ):
+            return [_view(record, ledger.progress(record.id), spool) for record in ledger.jobs()]
+    return _active(spool)
 
 
 def _view(record: JobRecord, progress: Progress, spool: Spool) -> JobView:
     if record.finished_at is not None:
-        shown = _status_of(spool.outbox / (record.outbox or record.name))
+        shown = read_status(spool.outbox / (record.outbox or record.name))
         if shown is None or shown.id != record.id:
             shown = documents.job_status(record, errors=record.failed > 0, retry=False)
         return JobView(JobState.PUBLISHED, shown)
@@ -105,8 +105,8 @@ def _active(spool: Spool) -> list[JobView]:
 
 def _published(spool: Spool) -> list[JobView]:
     found = []
-    for folder in _entries(spool.outbox):
-        status = _status_of(folder)
+    for folder in entries_of(spool.outbox):
+        status = read_status(folder)
         if status is not None and status.status != "failed":
             found.append(JobView(JobState.PUBLISHED, status))
     return found
@@ -114,7 +114,7 @@ def _published(spool: Spool) -> list[JobView]:
 
 def _rejected(spool: Spool) -> list[JobView]:
     found = []
-    for path in _entries(spool.rejected):
+    for path in entries_of(spool.rejected):
         if path.name.endswith(".reason.json"):
             reason = read_reason(path)
             if reason is not None:
@@ -130,14 +130,16 @@ def read_reason(path: Path) -> Reason | None:
         return None
 
 
-def _status_of(folder: Path) -> JobStatus | None:
+def read_status(folder: Path) -> JobStatus | None:
+    """The status of a folder of outbox/; None when it is gone or unreadable."""
     try:
         return JobStatus.model_validate(orjson.loads((folder / STATUS).read_bytes()))
     except (OSError, orjson.JSONDecodeError, ValidationError):
         return None
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries_of(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing where this user may not look."""
     try:
         return sorted(folder.iterdir())
     except OSError:
@@ -181,7 +183,7 @@ def verify(spool: Spool, name: str) -> Proof:
     finally:
         ledger.close()
     folder = spool.outbox / ((record.outbox if record else None) or name)
-    status = _status_of(folder)
+    status = read_status(folder)
     if status is None or not spool.holds_results(folder.name):
         msg = f"no job named {name!a} is running or lies in outbox/; `inbox-daemon jobs` lists all"
         raise SenderError("unknown_job", msg)

@@ -6,12 +6,15 @@ Invariant: everything has a default, so that a test names only what it is about.
 """
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from inbox_daemon.config import Config, LimitsConfig
+from inbox_daemon.model import ServiceStatus
 from inbox_daemon.records import JobRecord
+from inbox_daemon.spool import Spool
 
 CHAT = "/v1/chat/completions"
 JOB_ID = "01JZZZZZZZZZZZZZZZZZZZZZZ0"
@@ -51,3 +54,35 @@ def job_record(job_id: str = JOB_ID, name: str = "job", **fields: Any) -> JobRec
         "created_at": 1000.0,
     }
     return JobRecord.model_validate(known | fields)
+
+
+def make_spool(root: Path) -> Spool:
+    """A spool with its folders, below a test's own folder."""
+    spool = Spool(root / "spool")
+    spool.create()
+    return spool
+
+
+def service_status(**fields: Any) -> ServiceStatus:  # noqa: ANN401 - any field
+    """A health document of an idle daemon, with some fields changed."""
+    known: dict[str, Any] = {
+        "seq": 1,
+        "written_at": 1000.0,
+        "stale_after_s": 10.0,
+        "started_at": 900.0,
+        "pid": 7,
+        "status": "healthy",
+        "reasons": [],
+        "gpu": None,
+        "worker": {"state": "idle"},
+        "engine": {"state": "ready", "state_seconds": 1.0},
+        "queue": {"active_jobs": 0, "queue_available": 5, "total_queued_requests": 0},
+        "limits": limits().model_dump(),
+        "jobs": [],
+        "waiting": [],
+        "recent": [],
+        "last_finished": None,
+        "last_rejected": None,
+        "versions": {"inbox_daemon": "0", "python": "3"},
+    }
+    return ServiceStatus.model_validate(known | fields)

@@ -1,0 +1,156 @@
+"""Views: the reading commands see everything and disturb nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from builders import JOB_ID, job_record, make_spool, service_status
+from inbox_daemon import documents, views
+from inbox_daemon.documents import pretty
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.model import Fault
+from inbox_daemon.records import Checkpoint, Progress
+from inbox_daemon.spool import Spool
+from inbox_daemon.states import BatchStatus, JobState
+
+SECOND = JOB_ID[:-1] + "1"
+THIRD = JOB_ID[:-1] + "2"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool."""
+    return make_spool(tmp_path)
+
+
+def seen(spool: Spool) -> list[tuple[str, JobState, str]]:
+    """Each job's id, state and status word."""
+    return [(v.status.id, v.state, str(v.status.status)) for v in views.list_jobs(spool)]
+
+
+def fill(spool: Spool) -> None:
+    """A job in each state: refused, published, running, queued."""
+    ledger = Ledger(spool.ledger)
+    done = job_record(
+        JOB_ID, "done", status=BatchStatus.COMPLETED, finished_at=1.0, outbox="done", completed=1
+    )
+    ledger.accept(done, [])
+    ledger.accept(job_record(SECOND, "running", requests=4, created_at=1001.0), [])
+    ledger.accept(job_record(THIRD, "queued", created_at=1002.0), [])
+    ledger.checkpoint([Checkpoint(SECOND, Progress(completed=2, failed=1))])
+    ledger.close()
+    (spool.running / SECOND).mkdir()
+    spool.input_path(SECOND).touch()
+    (spool.outbox / "done").mkdir()
+    status = documents.job_status(done, errors=False, retry=False)
+    (spool.outbox / "done" / "status.json").write_bytes(pretty(status))
+    why = documents.reason("refused-id", "refused", [Fault(code="x", message="m")], 999.0)
+    (spool.rejected / "refused.reason.json").write_bytes(pretty(why))
+    spool.put_notice("refused", pretty(documents.refused_status(why, 0)))
+
+
+def test_every_job_is_seen_once_in_its_state(spool: Spool) -> None:
+    """Refused, published, running and queued jobs are listed, the oldest first."""
+    fill(spool)
+    assert seen(spool) == [
+        ("refused-id", JobState.REJECTED, "failed"),
+        (JOB_ID, JobState.PUBLISHED, "completed"),
+        (SECOND, JobState.RUNNING, "in_progress"),
+        (THIRD, JobState.QUEUED, "validating"),
+    ]
+    running = views.find_jobs(spool, "running.jsonl")[0].status
+    assert (running.request_counts.completed, running.request_counts.failed) == (2, 1)
+
+
+def test_a_job_is_found_by_name_and_by_id(spool: Spool) -> None:
+    """Either leads to it, and a name that nobody has to nothing."""
+    fill(spool)
+    assert [v.status.name for v in views.find_jobs(spool, SECOND)] == ["running"]
+    assert [v.status.id for v in views.find_jobs(spool, "queued")] == [THIRD]
+    assert views.find_jobs(spool, "nobody") == []
+
+
+def test_a_collected_job_is_still_known(spool: Spool) -> None:
+    """After its folder was taken the ledger tells how it ended."""
+    fill(spool)
+    (spool.outbox / "done" / "status.json").unlink()
+    (spool.outbox / "done").rmdir()
+    assert (JOB_ID, JobState.PUBLISHED, "completed") in seen(spool)
+
+
+def test_a_spool_that_nobody_has_used_is_empty(spool: Spool, tmp_path: Path) -> None:
+    """Without a ledger, or without a spool at all, there are no jobs and no error."""
+    assert views.list_jobs(spool) == []
+    assert views.list_jobs(Spool(tmp_path / "none")) == []
+    assert views.service_status(Spool(tmp_path / "none")) is None
+
+
+def test_reading_makes_nothing(spool: Spool) -> None:
+    """A reading command leaves no file behind, not even an empty ledger."""
+    views.list_jobs(spool)
+    assert list(spool.ledger.iterdir()) == []
+
+
+def test_without_the_ledger_the_health_document_tells(spool: Spool) -> None:
+    """A user who may not read the ledger sees the active jobs as outbox/ shows them."""
+    job = {
+        "id": SECOND,
+        "name": "running",
+        "state": "running",
+        "requests": 4,
+        "completed": 1,
+        "failed": 0,
+        "created_at": 5,
+    }
+    queued = job | {"id": THIRD, "name": "queued", "state": "queued", "completed": 0}
+    spool.write_service_status(pretty(service_status(jobs=[job, queued])))
+    assert seen(spool) == [
+        (SECOND, JobState.RUNNING, "in_progress"),
+        (THIRD, JobState.QUEUED, "validating"),
+    ]
+
+
+def test_documents_that_cannot_be_read_are_passed_over(spool: Spool) -> None:
+    """One broken file does not hide the rest."""
+    fill(spool)
+    (spool.outbox / "broken").mkdir()
+    (spool.outbox / "broken" / "status.json").write_bytes(b"{")
+    (spool.outbox / "stray").write_bytes(b"")
+    (spool.outbox / "status.json").write_bytes(b'{"seq": 1}')
+    (spool.rejected / "broken.reason.json").write_bytes(b"[]")
+    assert len(views.list_jobs(spool)) == 4
+    assert views.service_status(spool) is None
+
+
+def test_a_writer_in_another_process_is_not_disturbed(spool: Spool) -> None:
+    """While one process commits without a pause, another lists the jobs again and again."""
+    fill(spool)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from inbox_daemon.ledger import Ledger\n"
+        "ledger = Ledger(Path(sys.argv[1]))\n"
+        "print('open', flush=True)\n"
+        "for number in range(300):\n"
+        "    ledger.put_state('x', b'%d' % number)\n"
+        "    if number == 50:\n"
+        "        ledger._env.set_mapsize(1 << 30)\n"
+        "print(ledger.get_state('x').decode(), flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(spool.ledger)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "open\n"
+        while writer.poll() is None:
+            assert len(views.list_jobs(spool)) == 4
+        assert writer.stdout.readline() == "299\n"
+    assert writer.returncode == 0
+
+
+@pytest.mark.parametrize(("now", "fresh"), [(1000.0, True), (1010.0, True), (1010.1, False)])
+def test_a_document_is_fresh_until_its_own_time_is_over(now: float, fresh: bool) -> None:  # noqa: FBT001 - a table
+    """The document itself says how long it counts."""
+    assert views.is_fresh(service_status(), now) == fresh
