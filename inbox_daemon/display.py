@@ -36,7 +36,11 @@ _COLOURS = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 def plain(text: object) -> Text:
     """Text from outside, safe to print: no markup, no control characters."""
-    return Text("".join(c if c.isprintable() else "�" for c in str(text)))
+    return Text(_printable(text))
+
+
+def _printable(text: object) -> str:
+    return "".join(c if c.isprintable() else "�" for c in str(text))
 
 
 # -- submit --wait ------------------------------------------------------------------
@@ -45,10 +49,10 @@ def plain(text: object) -> Text:
 def follow(spool: Spool, dropped: list[Dropped]) -> list[JobStatus | Reason]:
     """Show a bar for each job until all have ended; return how they did."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
     )
     ended: dict[str, JobStatus | Reason] = {}
@@ -105,7 +109,7 @@ def _detail(job: ActiveJob, status: ServiceStatus) -> str:
     elif job.requests_per_s:
         words = f"{job.requests_per_s:.1f}/s, {_span(job.seconds_left)} left"
     else:
-        words = status.worker.reason or "running"
+        words = _printable(status.worker.reason or "running")
     return f"{words}, {job.failed} dead" if job.failed else words
 
 
