@@ -202,16 +202,17 @@ class Config(BaseSettings):
         )
 
 
-def load(path: Path | None = None, *, spool: Path | None = None) -> Config:
+def load(path: Path | None = None, *, spool: Path | None = None, missing: bool = False) -> Config:
     """Read the configuration.
 
     `path` is the command line's `--config`; None means `$INBOX_DAEMON_CONFIG`, then
     /etc/inbox-daemon/config.toml, then the defaults.  `spool` overrides the key.
+    `missing` says that the file is still to be made, so that the defaults stand for it.
 
     Raises ConfigError: the file is missing, is not TOML, or holds a key or a value
     that is not accepted.
     """
-    source = config_path(path)
+    source = None if missing else config_path(path)
     _refuse_unknown_variables()
     overrides: dict[str, Any] = {} if spool is None else {"spool": Path(spool).absolute()}
     try:
@@ -233,13 +234,19 @@ def config_path(path: Path | None = None) -> Path | None:
 
     Raises ConfigError: a file was named that does not exist.
     """
-    named = path or (Path(os.environ[PATH_VARIABLE]) if os.environ.get(PATH_VARIABLE) else None)
+    named = path or named_by_environment()
     if named is None:
         return DEFAULT_PATH if DEFAULT_PATH.is_file() else None
     if not named.is_file():
         msg = f"there is no configuration file {named}; `inbox-daemon init` writes one"
         raise ConfigError("config_missing", msg)
     return named
+
+
+def named_by_environment() -> Path | None:
+    """The file that $INBOX_DAEMON_CONFIG names, whether it exists or not."""
+    named = os.environ.get(PATH_VARIABLE)
+    return Path(named) if named else None
 
 
 def known_keys() -> list[str]:

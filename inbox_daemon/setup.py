@@ -12,7 +12,7 @@ import orjson
 
 from inbox_daemon import config as configuration
 from inbox_daemon import durable
-from inbox_daemon.errors import ConfigError, SenderError
+from inbox_daemon.errors import ConfigError, LedgerError, SenderError
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import DOCUMENTS, json_schema
 from inbox_daemon.spool import Spool
@@ -21,11 +21,13 @@ from inbox_daemon.spool import Spool
 def init(config: Path | None, spool: Path | None) -> list[str]:
     """Make what is missing; return what was done, a line each.
 
-    The configuration goes to `config`, else into the spool's folder.
+    The configuration goes to `config`, else to where the environment says, else into
+    the spool's folder.
     Raises SpoolError, ConfigError: a folder or file cannot be made.
     """
-    known = config if config and config.exists() else None
-    settings = configuration.load(known, spool=spool)
+    config = config or configuration.named_by_environment()
+    missing = config is not None and not config.exists()
+    settings = configuration.load(config, spool=spool, missing=missing)
     place = Spool(settings.spool)
     place.create()
     place.check()
@@ -50,8 +52,8 @@ def default_config(spool: Path | None = None) -> bytes:
 
 
 def toml_string(text: str) -> str:
-    """A TOML basic string; JSON's escapes are a subset of TOML's."""
-    return orjson.dumps(text).decode()
+    """A TOML basic string: JSON's escapes are a subset of TOML's, which escapes DEL too."""
+    return orjson.dumps(text).decode().replace("\x7f", "\\u007f")
 
 
 def _write_config(target: Path, content: bytes) -> None:
@@ -85,9 +87,13 @@ def write_schemas(folder: Path) -> None:
 def compact(spool: Spool) -> str:
     """Write the ledger anew without its free pages; say what that gained.
 
-    Raises SpoolError: a daemon runs; LedgerError: the ledger cannot be read or copied.
+    Raises SpoolError: a daemon runs; LedgerError: there is no ledger, or it cannot be
+    read or copied.
     """
     spool.check()
+    if not (spool.ledger / "data.mdb").exists():
+        msg = f"there is no ledger in {spool.ledger} yet; `inbox-daemon run` makes it"
+        raise LedgerError("ledger_missing", msg)
     spool.lock({"pid": os.getpid(), "since": "now, compacting"})
     try:
         data, before = spool.ledger / "data.mdb", (spool.ledger / "data.mdb").stat().st_size
