@@ -74,7 +74,12 @@ def redelivered_status(record: JobRecord, now: float) -> JobStatus:
         "send it under another name to run it again"
     )
     return status.model_copy(
-        update={"output_file_id": None, "redelivered_at": int(now), "message": words}
+        update={
+            "output_file_id": None,
+            "checksums": None,
+            "redelivered_at": int(now),
+            "message": words,
+        }
     )
 
 

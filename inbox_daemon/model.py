@@ -24,6 +24,8 @@ URLS = (
     "/v1/rerank",
 )
 MAX_CUSTOM_ID = 512
+# Ten years: further off, the end of a job is no number that a calendar has.
+MAX_EXPIRES_IN_S = 315_360_000
 
 Url = Literal[
     "/v1/chat/completions",
@@ -75,7 +77,7 @@ class JobOptions(Document):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    expires_in_s: Annotated[float, Field(gt=0)] | None = None
+    expires_in_s: Annotated[float, Field(gt=0, le=MAX_EXPIRES_IN_S)] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     metadata: (
         Annotated[
