@@ -1,0 +1,143 @@
+"""inbox/: opening, claiming and taking away drops; dropping, for our own command line.
+
+Purpose: every effect on what senders share with us.
+Invariants: nothing of a drop is trusted before it is a claim of our own; what is
+removed is what was looked at, never a newer file of the same name.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from inbox_daemon import durable
+from inbox_daemon.settling import Signature
+from inbox_daemon.spool.layout import Layout
+from inbox_daemon.states import Priority
+
+# A drop that is being taken away, in claimed/, by the ULID of its claim.
+_ASIDE = re.compile(r"[0-9A-Z]{26}\.(high|normal|low)\.drop\.")
+
+
+class Inbox(Layout):
+    """What is done to drops and claims."""
+
+    def open_drop(self, name: str, priority: Priority) -> int:
+        """Open a file of inbox/ without following a link or waiting for a FIFO.
+
+        Returns the descriptor; the caller closes it.
+        """
+        folder = os.open(self.lane(priority), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            return os.open(name, flags, dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def claim(self, fd: int, job_id: str, limit: int) -> tuple[str, int]:
+        """Copy an open drop into claimed/; return its sha256 and length in bytes."""
+        copied = durable.copy_hashing(fd, self.claim_path(job_id), limit)
+        durable.sync_dir(self.claimed)
+        return copied
+
+    def claim_lines(self, job_id: str, lines: Iterator[bytes]) -> tuple[str, int]:
+        """Write a claim of our own making; return its sha256 and length in bytes."""
+        made = durable.write_hashing(self.claim_path(job_id), lines)
+        durable.sync_dir(self.claimed)
+        return made
+
+    def drop_claim(self, job_id: str) -> None:
+        """Remove a copy that is not wanted; its drop still lies in inbox/."""
+        durable.remove_file(self.claim_path(job_id))
+
+    def leftover_claims(self) -> Iterator[Path]:
+        """What a crash left in claimed/ after rejections and drops were finished."""
+        yield from sorted(self.claimed.iterdir())
+
+    def drop(self, source: Path, marker: bytes, priority: Priority = Priority.NORMAL) -> None:
+        """Put a file into inbox/ as a careful sender does: the marker, then the whole file.
+
+        Raises FileExistsError: a file of that name waits there; OSError.
+        """
+        lane = self.lane(priority)
+        target = lane / source.name
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "the name is taken", str(target))
+        hidden = lane / f".{source.name}.{os.getpid()}"
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            durable.copy_hashing(fd, hidden, os.fstat(fd).st_size)
+        except OSError:
+            hidden.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+        hidden.chmod(0o640)
+        durable.replace_file(lane / f"{source.name}.ready", marker, lane)
+        durable.move(hidden, target)
+
+    def drop_note(self, name: str, content: bytes, priority: Priority = Priority.NORMAL) -> None:
+        """Put a small file into inbox/, such as NAME.cancel or NAME.options.json.
+
+        Raises OSError: inbox/ cannot be written.
+        """
+        lane = self.lane(priority)
+        durable.replace_file(lane / name, content, lane)
+
+    def take_away(self, name: str, priority: Priority, signature: Signature, job_id: str) -> bool:
+        """Remove a drop whose content we hold; False when it is gone, or another file by now."""
+        aside = self.seize(name, priority, signature, job_id)
+        if aside is not None:
+            durable.remove_file(aside)
+        return aside is not None
+
+    def seize(
+        self, name: str, priority: Priority, signature: Signature, job_id: str
+    ) -> Path | None:
+        """Move a drop out of its sender's reach; None when it is gone, or another file by now.
+
+        The rename decides: what is seized is what was looked at, and a newer file of
+        the same name stays.
+        """
+        aside = self.claimed / f"{job_id}.{priority}.drop.{name}"
+        try:
+            durable.rename_noreplace(self.lane(priority) / name, aside)
+        except FileNotFoundError:
+            return None
+        if _same_file(aside, signature):
+            return aside
+        self._put_back(aside)
+        return None
+
+    def _put_back(self, aside: Path) -> None:
+        origin, name = aside.name.split(".drop.", 1)
+        lane = self.lane(Priority(origin.rpartition(".")[2]))
+        try:
+            durable.rename_noreplace(aside, lane / name)
+        except FileExistsError:
+            self.set_aside(aside)
+
+    def remove_drop(self, name: str, priority: Priority) -> None:
+        """Remove a file of inbox/ that has done its work, such as NAME.jsonl.ready."""
+        durable.remove_file(self.lane(priority) / name)
+
+    def finish_drops(self) -> None:
+        """After a crash: put drops that were being taken away back into inbox/.
+
+        What was accepted from them is recognised by its content and not run again.
+        """
+        for aside in sorted(self.claimed.iterdir()):
+            if _ASIDE.match(aside.name):
+                self._put_back(aside)
+
+
+def _same_file(path: Path, signature: Signature) -> bool:
+    """Compare all but the ctime, which our own rename has just changed."""
+    found = Signature.of(path.lstat())
+    return (found.dev, found.ino, found.size, found.mtime_ns) == (
+        signature.dev,
+        signature.ino,
+        signature.size,
+        signature.mtime_ns,
+    )

@@ -1,0 +1,170 @@
+"""The spool's folders: where everything lies, and what every move relies on.
+
+Purpose: names, creation, checks and the lock.
+Invariants: all folders are on one filesystem, so a move is one rename; one daemon
+works on a spool at a time.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+import orjson
+
+from inbox_daemon import durable
+from inbox_daemon.errors import SpoolError
+from inbox_daemon.states import Priority
+
+FOLDERS = (
+    "inbox",
+    "inbox/high",
+    "inbox/low",
+    "claimed",
+    "queued",
+    "running",
+    "outbox",
+    "rejected",
+    "quarantine",
+    "ledger",
+)
+# What senders write into and read from, by way of the spool's group.
+_SHARED = {"inbox": 0o2770, "high": 0o2770, "low": 0o2770, "outbox": 0o2750, "rejected": 0o2750}
+STATUS = "status.json"
+OUTPUT = "output.jsonl"
+
+
+class Layout:
+    """The folders of one spool, by its root."""
+
+    def __init__(self, root: Path) -> None:
+        """Name the folders; nothing is touched."""
+        self.root = root
+        self.inbox = root / "inbox"
+        self.claimed = root / "claimed"
+        self.queued = root / "queued"
+        self.running = root / "running"
+        self.outbox = root / "outbox"
+        self.rejected = root / "rejected"
+        self.quarantine = root / "quarantine"
+        self.ledger = root / "ledger"
+        self._lock: int | None = None
+
+    def create(self) -> None:
+        """Make the folders that are missing.
+
+        Senders write into inbox/ and read outbox/ and rejected/ by way of the
+        spool's group; the rest is the daemon's own.
+        Raises SpoolError: the folder cannot be made.
+        """
+        try:
+            self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for name in FOLDERS:
+                self._create_folder(self.root / name)
+        except OSError as error:
+            msg = (
+                f"the spool {self.root} cannot be made: {error.strerror}; create it for this "
+                "user, or name another folder with --spool or the key `spool`"
+            )
+            raise SpoolError("spool_unusable", msg) from None
+
+    @staticmethod
+    def _create_folder(path: Path) -> None:
+        if path.is_dir():
+            return
+        durable.make_dir(path)
+        path.chmod(_SHARED.get(path.name, 0o700))
+
+    def check(self) -> None:
+        """Hold the spool to what every move relies on.
+
+        Raises SpoolError: a folder is missing, is not one, is not ours to write, or
+        lies on another filesystem.
+        """
+        device = self._stat_folder(self.root).st_dev
+        for name in FOLDERS:
+            path = self.root / name
+            if self._stat_folder(path).st_dev != device:
+                msg = f"{path} is on another filesystem than {self.root}; they must share one"
+                raise SpoolError("spool_split", msg)
+            if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                msg = f"{path} is not readable and writable for this user; change its owner"
+                raise SpoolError("spool_unusable", msg)
+
+    @staticmethod
+    def _stat_folder(path: Path) -> os.stat_result:
+        try:
+            found = path.lstat()
+        except OSError as error:
+            msg = f"{path}: {error.strerror}; `inbox-daemon init` makes the spool's folders"
+            raise SpoolError("spool_unusable", msg) from None
+        if not stat.S_ISDIR(found.st_mode):
+            msg = f"{path} is not a folder; move it away and run `inbox-daemon init`"
+            raise SpoolError("spool_unusable", msg)
+        return found
+
+    def lock(self, holder: dict[str, object]) -> None:
+        """Become the one daemon of this spool, until the process ends.
+
+        Raises SpoolError: another one runs; says which.
+        """
+        path = self.root / "daemon.lock"
+        self._lock = durable.lock_file(path, orjson.dumps(holder))
+        if self._lock is None:
+            msg = f"another daemon runs on {self.root}: {holder_of(path)}; stop that one first"
+            raise SpoolError("spool_locked", msg)
+
+    def unlock(self) -> None:
+        """Let the spool go."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def free(self) -> tuple[int, int]:
+        """Free bytes and inodes of the spool's filesystem, for this user."""
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize, found.f_favail
+
+    # -- where things lie -----------------------------------------------------------
+
+    def lane(self, priority: Priority) -> Path:
+        """The folder into which jobs of that priority are dropped."""
+        return self.inbox if priority is Priority.NORMAL else self.inbox / priority.value
+
+    def claim_path(self, job_id: str) -> Path:
+        """Where the copy of a drop lies while it is validated."""
+        return self.claimed / f"{job_id}.jsonl"
+
+    def input_path(self, job_id: str) -> Path:
+        """The validated file of a running job."""
+        return self.running / job_id / "input.jsonl"
+
+    def results_path(self, job_id: str) -> Path:
+        """The journal of a running job."""
+        return self.running / job_id / "results.part"
+
+    def build_path(self, job_id: str) -> Path:
+        """Where the folder that will be published is built."""
+        return self.running / job_id / "outbox"
+
+    def set_aside(self, path: Path) -> Path:
+        """Move what cannot be understood to quarantine/; return where it is now."""
+        target = self.quarantine / path.name
+        number = 1
+        while os.path.lexists(target):
+            number += 1
+            target = self.quarantine / f"{path.name}.{number}"
+        durable.move(path, target)
+        return target
+
+    def quarantined(self) -> list[str]:
+        """The names of what was set aside."""
+        return sorted(path.name for path in self.quarantine.iterdir())
+
+
+def holder_of(lock_path: Path) -> str:
+    """Say who holds the lock at `lock_path`, for a message."""
+    try:
+        holder = orjson.loads(lock_path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return "an unknown process"
+    return f"process {holder.get('pid')} since {holder.get('since')}"

@@ -1,0 +1,95 @@
+"""outbox/: what senders fetch.
+
+Purpose: show results, notices and the service's health whole or not at all.
+Invariants: a published folder is never changed; a notice (a folder with nothing but
+status.json) may be replaced by its newer self and gives way to results.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from inbox_daemon import durable
+from inbox_daemon.spool.layout import OUTPUT, STATUS, Layout
+
+
+class Outbox(Layout):
+    """What is done to the outbox."""
+
+    def published_as(self, job_id: str, name: str) -> str | None:
+        """The outbox folder that holds this job's results, None when there is none."""
+        for candidate in (name, f"{name}.{job_id}"):
+            status = self.read_status(candidate)
+            if status and status.get("id") == job_id and self.holds_results(candidate):
+                return candidate
+        return None
+
+    def holds_results(self, name: str) -> bool:
+        """Say whether outbox/NAME is a job's folder that was not collected yet.
+
+        A folder without output.jsonl is only a notice (a refusal, or the answer to
+        a re-delivery), an empty one was collected by a fetch that removes files.
+        """
+        return (self.outbox / name / OUTPUT).exists() or self._holds_strangers(name)
+
+    def _holds_strangers(self, name: str) -> bool:
+        folder = self.outbox / name
+        return folder.is_dir() and any(entry.name != STATUS for entry in folder.iterdir())
+
+    def read_status(self, name: str) -> dict[str, object] | None:
+        """outbox/NAME/status.json, None when it is missing or unreadable."""
+        try:
+            found = orjson.loads((self.outbox / name / STATUS).read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def put_notice(self, name: str, document: bytes) -> bool:
+        """Show a job's status in outbox/NAME; False where results or anything else lie."""
+        folder = self.outbox / name
+        if self.holds_results(name) or (os.path.lexists(folder) and not folder.is_dir()):
+            return False
+        if folder.is_dir():
+            durable.replace_file(folder / STATUS, document, self.claimed)
+            return True
+        built = self.claimed / f"notice.{name}"
+        durable.remove_tree(built)
+        durable.make_dir(built)
+        durable.write_file(built / STATUS, document)
+        self.share(built)
+        durable.move(built, folder)
+        return True
+
+    def share(self, folder: Path) -> None:
+        """Make a folder that is about to go to outbox/ last, readable by that one's group."""
+        group = self.outbox.stat().st_gid
+        for path in (*folder.iterdir(), folder):
+            durable.share(path, group)
+        durable.sync_dir(folder)
+
+    def clear_notice(self, name: str) -> None:
+        """Remove outbox/NAME when it is only a notice, or empty."""
+        folder = self.outbox / name
+        if folder.is_dir() and not self.holds_results(name):
+            durable.remove_file(folder / STATUS)
+            durable.remove_empty_dir(folder)
+
+    def write_service_status(self, document: bytes) -> None:
+        """Replace outbox/status.json atomically."""
+        durable.replace_file(self.outbox / STATUS, document, self.claimed)
+
+    def published_folders(self) -> Iterator[tuple[str, float, int]]:
+        """Each folder of outbox/: its name, when it was published, its bytes."""
+        for folder in sorted(self.outbox.iterdir()):
+            if folder.is_dir() and not folder.is_symlink() and (folder / STATUS).exists():
+                size = sum(path.lstat().st_size for path in folder.iterdir())
+                yield folder.name, (folder / STATUS).lstat().st_mtime, size
+
+    def remove_published(self, name: str) -> None:
+        """Remove a folder of outbox/: out of sight first, so that none is seen in part."""
+        aside = self.claimed / f"retained.{name}"
+        durable.remove_tree(aside)
+        durable.move(self.outbox / name, aside)
+        durable.remove_tree(aside)

@@ -1,0 +1,94 @@
+"""rejected/: refusing a drop, and what was refused before.
+
+Purpose: carry out a rejection so that a crash in its middle is finished.
+Invariants: nothing in rejected/ is overwritten; a reason is written before its file
+moves, so that no file lies there unexplained.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from inbox_daemon import durable
+from inbox_daemon.spool.layout import Layout
+from inbox_daemon.states import Event, JobState, after
+
+# A rejection that is being carried out, in claimed/, by the ULID of its claim.
+_NOTE = re.compile(r"[0-9A-Z]{26}\.reason\.json$")
+
+
+class Rejections(Layout):
+    """What is done to refused files."""
+
+    def rejected_as(self, stem: str, suffix: str, job_id: str) -> str:
+        """The file stem under which a rejection of `stem` will lie, taken by none yet."""
+        taken = [f"{stem}{suffix}", f"{stem}.reason.json"]
+        if any(os.path.lexists(self.rejected / name) for name in taken):
+            return f"{stem}.{job_id}"
+        return stem
+
+    def reject(self, job_id: str, file: str, reason: bytes, source: Path) -> None:
+        """Carry out a rejection: the file, then its reason, into rejected/.
+
+        The reason is written first, beside the claims, so that a crash at any point
+        is finished by `finish_rejections`.
+        """
+        note = self.claimed / f"{job_id}.reason.json"
+        durable.write_file(note, reason)
+        durable.sync_dir(self.claimed)
+        after(JobState.CLAIMED, Event.REJECT)
+        durable.move(source, self.rejected / file)
+        durable.move(note, self.rejected / _reason_name(file))
+
+    def finish_rejections(self) -> None:
+        """After a crash: complete the rejections that were being carried out.
+
+        A reason whose file never left inbox/ is dropped: the next scan finds the
+        file again.
+        """
+        for note in sorted(self.claimed.iterdir()):
+            if not _NOTE.match(note.name):
+                continue
+            file = _file_of(note)
+            job_id = note.name.removesuffix(".reason.json")
+            if file and self.claim_path(job_id).exists():
+                durable.move(self.claim_path(job_id), self.rejected / file)
+            if file and os.path.lexists(self.rejected / file):
+                durable.move(note, self.rejected / _reason_name(file))
+            else:
+                durable.remove_file(note)
+
+    def rejections(self) -> Iterator[tuple[list[str], float, int]]:
+        """Each refusal in rejected/: its files' names, when, and its bytes."""
+        for reason in sorted(self.rejected.glob("*.reason.json")):
+            stem = reason.name.removesuffix(".reason.json")
+            names = [n for n in (f"{stem}.jsonl", stem, reason.name) if self._refused(n)]
+            size = sum((self.rejected / name).lstat().st_size for name in names)
+            yield names, reason.lstat().st_mtime, size
+
+    def _refused(self, name: str) -> bool:
+        return os.path.lexists(self.rejected / name)
+
+    def remove_rejection(self, names: list[str]) -> None:
+        """Remove the files of one refusal, its reason last."""
+        for name in names:
+            if (self.rejected / name).is_dir() and not (self.rejected / name).is_symlink():
+                durable.remove_tree(self.rejected / name)
+            else:
+                durable.remove_file(self.rejected / name)
+
+
+def _reason_name(file: str) -> str:
+    """NAME.jsonl has NAME.reason.json; a control file NAME.cancel has NAME.cancel.reason.json."""
+    return f"{file.removesuffix('.jsonl')}.reason.json"
+
+
+def _file_of(note: Path) -> str | None:
+    """Which file a reason speaks of; None when the crash came before it was whole."""
+    try:
+        return str(orjson.loads(note.read_bytes())["file"])
+    except (orjson.JSONDecodeError, KeyError):
+        return None
