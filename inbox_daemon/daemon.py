@@ -161,7 +161,13 @@ class Daemon:
                 self.runner.collector.finished,
             )
             before = self.governor.window
-            self.governor.read_engine(info.load, self.runner.in_flight, done, time.monotonic())
+            self.governor.read_engine(
+                info.load,
+                self.runner.in_flight,
+                done,
+                time.monotonic(),
+                limited=self.runner.limited,
+            )
             if self.governor.window > before or info.state is not state:
                 self.runner.wake()
             state = info.state
@@ -198,9 +204,12 @@ class Daemon:
 
     async def _retain(self) -> None:
         while True:
-            await asyncio.to_thread(
-                retention.retain, self.config, self.spool, self.ledger, time.time()
-            )
+            try:
+                await asyncio.to_thread(
+                    retention.retain, self.config, self.spool, self.ledger, time.time()
+                )
+            except OSError as error:  # a folder that is being fetched away; the next time then
+                log.warning("retention_failed", extra={"reason": str(error)})
             self.reporter.dead_letters = await asyncio.to_thread(self.ledger.dead_count)
             self.reporter.quarantined = await asyncio.to_thread(self.spool.quarantined)
             await asyncio.sleep(RETENTION_TICK_S)

@@ -5,7 +5,7 @@ engine and the card into the two figures that the runner obeys.
 Invariants: no I/O and no clock; a reading that is missing never stops the work.
 """
 
-from inbox_daemon.chunking import OPEN, ChunkSizer, ThermalGovernor, WindowController
+from inbox_daemon.chunking import OPEN, ChunkSizer, Gate, ThermalGovernor, WindowController
 from inbox_daemon.config import Config
 from inbox_daemon.engine.base import Load
 from inbox_daemon.gpu import GpuSample
@@ -41,9 +41,16 @@ class Governor:
         """Why the window is smaller than the engine could use; None when it is not."""
         return self._allowance.reason or None
 
-    def read_engine(self, load: Load, in_flight: int, finished_since: int, now: float) -> None:
-        """Take a reading of the engine; `now` in seconds of the monotonic clock."""
-        self._controller.update(load, in_flight, finished_since, now)
+    def read_engine(
+        self, load: Load, in_flight: int, finished_since: int, now: float, *, limited: bool
+    ) -> None:
+        """Take a reading of the engine; `now` in seconds of the monotonic clock.
+
+        `limited` says whether the window was all that kept requests back.
+        """
+        # What the card's heat keeps back is no reason for a larger window.
+        limited = limited and self._allowance.gate is Gate.OPEN
+        self._controller.update(load, in_flight, finished_since, now, limited=limited)
 
     def read_gpu(self, sample: GpuSample | None) -> None:
         """Take a reading of the card; None when there is none."""

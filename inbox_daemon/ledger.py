@@ -345,6 +345,14 @@ class Ledger:
                 found = cursor.next()
         return page
 
+    def dead_sizes(self) -> Iterator[tuple[str, int, int]]:
+        """Job id, line and stored bytes of each dead letter, page by page."""
+        after = b""
+        while page := self._dead_page(b"", after):
+            for key, value in page:
+                yield key[:-4].decode(), _line_of(key), len(value)
+                after = key
+
     def dead_letter(self, job_id: str, line: int) -> DeadLetter | None:
         """One dead letter."""
         with self._read() as txn:

@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import orjson
-
-from inbox_daemon.config import Config
+from inbox_daemon.config import Config, RetentionConfig
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.records import JobRecord
 from inbox_daemon.spool import Spool
@@ -63,18 +61,21 @@ def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
         spool.remove_rejection(names)
         log.info("rejection_removed", extra={"files": names})
         gone += 1
-    return gone + _retain_letters(config, ledger, now) + _retain_records(config, spool, ledger, now)
+    jobs = {record.id: record for record in ledger.jobs()}
+    gone += _retain_letters(rules, ledger, jobs, now)
+    return gone + _retain_records(config, spool, ledger, jobs, now)
 
 
-def _retain_letters(config: Config, ledger: Ledger, now: float) -> int:
+def _retain_letters(
+    rules: RetentionConfig, ledger: Ledger, jobs: dict[str, JobRecord], now: float
+) -> int:
+    """Remove old letters; their age is that of their job's end."""
     busy = ledger.being_redriven()
-    active = {record.id for record in ledger.jobs() if record.finished_at is None}
     letters = [
-        Kept((letter.job_id, letter.line), letter.last_at, len(orjson.dumps(letter.request)))
-        for letter in ledger.dead_letters()
-        if letter.job_id not in active and (letter.job_id, letter.line) not in busy
+        Kept((job_id, line), jobs[job_id].finished_at or now, size)
+        for job_id, line, size in ledger.dead_sizes()
+        if job_id in jobs and jobs[job_id].finished_at and (job_id, line) not in busy
     ]
-    rules = config.retention
     gone = surplus(letters, now, rules.dead_letter_days, rules.dead_letter_max_bytes)
     if gone:
         ledger.purge(gone)
@@ -82,11 +83,13 @@ def _retain_letters(config: Config, ledger: Ledger, now: float) -> int:
     return len(gone)
 
 
-def _retain_records(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
+def _retain_records(
+    config: Config, spool: Spool, ledger: Ledger, jobs: dict[str, JobRecord], now: float
+) -> int:
     """Forget jobs whose re-delivery counts as new by now and that left nothing else."""
-    lettered = {letter.job_id for letter in ledger.dead_letters()}
+    lettered = {job_id for job_id, _, _ in ledger.dead_sizes()}
     gone = 0
-    for record in ledger.jobs():
+    for record in jobs.values():
         over = _is_over(record, config, now) and record.id not in lettered
         if over and spool.published_as(record.id, record.name) is None:
             ledger.forget(record.id)

@@ -67,6 +67,8 @@ class Runner:
         self._ending: set[str] = set()
         self._draining = False
         self.paused: str | None = None
+        self.limited = False
+        """Whether the window was all that kept requests back at the last admission."""
         self.turned_at = time.monotonic()
 
     @property
@@ -119,6 +121,9 @@ class Runner:
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), self._patience())
+        # From Python 3.12 on the wait above may return without letting anything else run: what
+        # woke us would still be counted as in flight, and its place stay empty for a turn.
+        await asyncio.sleep(0)
         self._wake.clear()
         for task in [task for task in self._background if task.done()]:
             self._background.discard(task)
@@ -148,6 +153,7 @@ class Runner:
 
     def _admit(self) -> None:
         """Fill the window: suspects alone while a hunt is on, else the jobs by urgency."""
+        self.limited = False
         if not self._may_admit():
             return
         if self._hunt:
@@ -157,6 +163,7 @@ class Runner:
         for run in self._admittable():
             room = self._admit_from(run, room)
             self._admit_chunk(run)
+            self.limited = self.limited or (room <= 0 and run.startable > 0)
         if room > 0:
             self._start_next_job()
 

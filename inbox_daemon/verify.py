@@ -22,12 +22,14 @@ from inbox_daemon.jobrun import index_lines, read_line
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import JobStatus
 from inbox_daemon.publish import ERRORS
-from inbox_daemon.records import Entry, JobRecord
+from inbox_daemon.records import Entry, JobRecord, Progress
 from inbox_daemon.spool import OUTPUT, Spool
 from inbox_daemon.states import Outcome
 from inbox_daemon.wire import LinesDigest, custom_id_of
 
 _MAX_FAULTS = 100
+# What a line that is no output line may raise; a JSON error is a ValueError.
+_UNREADABLE = (KeyError, ValueError, AttributeError, TypeError)
 _MAX_LINE = 1 << 40
 
 
@@ -69,13 +71,17 @@ def verify_published(folder: Path, status: JobStatus, record: JobRecord | None) 
             proof.add(f"status.json counts {promised} {what} and there are {found}")
     for lines, name in ((outputs, OUTPUT), (errors, ERRORS)):
         _check_order(lines, name, proof)
-    _check_digest(sorted(outputs + errors), record, proof)
+    _check_digest(sorted(outputs + errors, key=_line), record, proof)
     if not proof.faults:
         proof.summary = (
             f"{status.name}: all {counts.total} requests have exactly one outcome, in input "
             f"order: {counts.completed} results, {counts.failed} dead letters"
         )
     return proof
+
+
+def _line(outcome: tuple[int, str | None]) -> int:
+    return outcome[0]
 
 
 def _check_checksums(folder: Path, status: JobStatus, proof: Proof) -> None:
@@ -95,7 +101,7 @@ def _read_lines(path: Path, proof: Proof) -> Iterator[tuple[int, str | None]]:
                 try:
                     value = orjson.loads(line)
                     yield int(value["id"].rpartition("_")[2]), value["custom_id"]
-                except (orjson.JSONDecodeError, KeyError, ValueError, AttributeError):
+                except _UNREADABLE:
                     proof.add(f"{path.name} line {number} is no output line")
     except OSError as error:
         proof.add(f"{path.name} cannot be read: {error.strerror}")
@@ -130,7 +136,7 @@ def verify_running(record: JobRecord, spool: Spool, ledger: Ledger) -> Proof:
     path = spool.input_path(record.id)
     if file_sha256(path) != record.sha256:
         proof.add("input.jsonl is not what was accepted: its sha256 differs")
-    progress, entries = ledger.progress(record.id), dict(ledger.all_entries(record.id))
+    progress, entries = _snapshot(record, ledger)
     counted = [e.outcome for e in entries.values()]
     found = counted.count(Outcome.RESULT), counted.count(Outcome.DEAD)
     if found != (progress.completed, progress.failed):
@@ -144,6 +150,15 @@ def verify_running(record: JobRecord, spool: Spool, ledger: Ledger) -> Proof:
             "outcome so far, and each is sound"
         )
     return proof
+
+
+def _snapshot(record: JobRecord, ledger: Ledger) -> tuple[Progress, dict[int, Entry]]:
+    """Progress and outcomes of one moment, although they are read in several pages."""
+    while True:
+        progress = ledger.progress(record.id)
+        entries = dict(ledger.all_entries(record.id))
+        if ledger.progress(record.id) == progress:
+            return progress, entries
 
 
 def _check_outcomes(
@@ -169,7 +184,7 @@ def _check_outcome(line: int, written: bytes, asked: bytes, proof: Proof) -> Non
     try:
         value = orjson.loads(written)
         number, custom_id = int(value["id"].rpartition("_")[2]), value["custom_id"]
-    except (orjson.JSONDecodeError, KeyError, ValueError, AttributeError):
+    except _UNREADABLE:
         proof.add(f"the outcome of line {line} cannot be read")
         return
     if number != line:

@@ -5,6 +5,7 @@ Invariants: nothing is written; a part that this user may not read is left out, 
 an error; a document that is being replaced is read whole, old or new.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -178,8 +179,9 @@ def verify(spool: Spool, name: str) -> Proof:
     try:
         records = [record for record in ledger.jobs() if name in {record.name, record.id}]
         record = records[-1] if records else None
-        if record is not None and spool.input_path(record.id).exists():
-            return verify_running(record, spool, ledger)
+        if record is not None and record.finished_at is None:
+            with contextlib.suppress(FileNotFoundError):  # published meanwhile, or queued
+                return verify_running(record, spool, ledger)
     finally:
         ledger.close()
     folder = spool.outbox / ((record.outbox if record else None) or name)

@@ -7,6 +7,7 @@ Source: vLLM's metric names; `gpu_cache_usage_perc` is what releases before 0.11
 `kv_cache_usage_perc`.
 """
 
+import math
 from collections import defaultdict
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +21,8 @@ _KV_USE_OLD = "vllm:gpu_cache_usage_perc"
 _PREEMPTIONS = "vllm:num_preemptions_total"
 _PROMPT_TOKENS = "vllm:prompt_tokens_total"
 _GENERATED_TOKENS = "vllm:generation_tokens_total"
+# Past this a float no longer counts by ones.
+_MAX_COUNT = 2**53
 _WANTED = (
     _RUNNING,
     _WAITING,
@@ -45,7 +48,7 @@ def parse_load(text: str) -> Load:
     return Load(
         running=_total(values.get(_RUNNING)),
         waiting=_total(values.get(_WAITING)),
-        kv_cache_use=max(kv_use) if kv_use else None,
+        kv_cache_use=_share(kv_use),
         preemptions=_total(values.get(_PREEMPTIONS)),
         tokens=_total(values.get(_PROMPT_TOKENS, []) + values.get(_GENERATED_TOKENS, [])),
     )
@@ -59,5 +62,11 @@ def _values(text: str) -> dict[str, list[float]]:
     return values
 
 
+def _share(values: list[float] | None) -> float | None:
+    highest = max(values) if values else math.nan
+    return highest if 0 <= highest <= 1 else None
+
+
 def _total(values: list[float] | None) -> int | None:
-    return int(sum(values)) if values else None
+    total = sum(values) if values else math.nan
+    return int(total) if 0 <= total <= _MAX_COUNT else None

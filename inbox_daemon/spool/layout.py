@@ -157,8 +157,8 @@ class Layout:
         return target
 
     def quarantined(self) -> list[str]:
-        """The names of what was set aside."""
-        return sorted(path.name for path in self.quarantine.iterdir())
+        """The names of what was set aside, in printable ASCII."""
+        return sorted(ascii(path.name)[1:-1] for path in self.quarantine.iterdir())
 
 
 def holder_of(lock_path: Path) -> str:
