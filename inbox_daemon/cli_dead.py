@@ -1,0 +1,104 @@
+"""`inbox-daemon dead …`: list, show, redrive and purge dead letters.
+
+Purpose: the commands on requests that were set aside.
+Invariant: listing reads only; redrive and purge are orders that the daemon carries out.
+"""
+
+from typing import Annotated
+
+import typer
+
+from inbox_daemon.cli_common import (
+    REFUSED,
+    USAGE,
+    AllOption,
+    ConfigOption,
+    JsonOption,
+    ReasonOption,
+    SpoolOption,
+    errors,
+    load,
+    order,
+    write,
+)
+
+app = typer.Typer(
+    help="Requests that were set aside, with the reason.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command("list")
+def dead_list(
+    *,
+    job: Annotated[str | None, typer.Option("--job", metavar="NAME")] = None,
+    reason: ReasonOption = None,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """List dead letters, one a line with --json."""
+    from inbox_daemon import display, views
+    from inbox_daemon.spool import Spool
+
+    with errors():
+        letters = views.dead_letters(Spool(load(config, spool).spool), job, reason)
+        if json:
+            for letter in letters:
+                write(letter.model_dump_json().encode() + b"\n")
+        else:
+            display.print_letters(letters)
+
+
+@app.command("show")
+def dead_show(
+    name: Annotated[str, typer.Argument(metavar="JOB")],
+    custom_id: Annotated[str, typer.Argument(metavar="CUSTOM_ID")],
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """Show one dead letter in full, its request included, as JSON."""
+    from inbox_daemon import views
+    from inbox_daemon.spool import Spool
+
+    with errors():
+        for letter in views.dead_letters(Spool(load(config, spool).spool), name, None):
+            if letter.custom_id == custom_id:
+                write(letter.model_dump_json(indent=2).encode() + b"\n")
+                return
+    typer.echo(f"there is no dead letter {custom_id!a} of {name!a}; see `dead list`", err=True)
+    raise typer.Exit(REFUSED)
+
+
+@app.command("redrive")
+def dead_redrive(
+    name: Annotated[str | None, typer.Argument(metavar="JOB")] = None,
+    *,
+    reason: ReasonOption = None,
+    every: AllOption = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """Run dead letters again, as a new job for each job that they are of."""
+    order(_chosen(name, reason, every=every), "redrive", config, spool, reason)
+
+
+@app.command("purge")
+def dead_purge(
+    name: Annotated[str | None, typer.Argument(metavar="JOB")] = None,
+    *,
+    reason: ReasonOption = None,
+    every: AllOption = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
+) -> None:
+    """Remove dead letters for good."""
+    order(_chosen(name, reason, every=every), "purge", config, spool, reason)
+
+
+def _chosen(name: str | None, reason: str | None, *, every: bool) -> str:
+    if name is None and reason is None and not every:
+        typer.echo("name a JOB, or give --reason REASON or --all", err=True)
+        raise typer.Exit(USAGE)
+    return name or "ALL"
