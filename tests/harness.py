@@ -212,6 +212,23 @@ class DaemonProcess:
         assert found is not None
         return found
 
+    def wait_writings(self, count: int) -> None:
+        """Wait until the health document was written so many times more."""
+        last = self.status_now()["seq"] + count
+        self.wait_status(lambda status: status["seq"] >= last, f"{count} more documents")
+
+    def wait_active(self, name: str) -> Json:
+        """Wait until a job is queued or running; return what the health says of it."""
+
+        def find(status: Json) -> list[Json]:
+            return [job for job in status["jobs"] if job["name"] == name]
+
+        return find(self.wait_status(find, f"{name} among the active jobs"))[0]
+
+    def wait_starts(self, count: int) -> None:
+        """Wait until so many stand-ins were started."""
+        self.wait(lambda: len(self.engine_starts()) >= count, f"{count} starts of the engine")
+
     def wait_executions(self, count: int) -> None:
         """Wait until the stand-in has begun so many executions."""
         self.wait(lambda: self.execution_count() >= count, f"{count} executions")
@@ -287,7 +304,9 @@ class DaemonProcess:
 
     def engine_starts(self) -> list[int]:
         """The process of each stand-in that was started."""
-        return [int(pid) for pid in self._starts.read_text().split()]
+        return (
+            [int(pid) for pid in self._starts.read_text().split()] if self._starts.exists() else []
+        )
 
     def events(self, name: str) -> list[Json]:
         """The events of that name in the daemon's log."""
