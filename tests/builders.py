@@ -13,7 +13,7 @@ import orjson
 
 from inbox_daemon.config import Config, LimitsConfig
 from inbox_daemon.model import ServiceStatus
-from inbox_daemon.records import JobRecord
+from inbox_daemon.records import DeadLetter, DeadReason, JobRecord
 from inbox_daemon.spool import Spool
 
 CHAT = "/v1/chat/completions"
@@ -86,3 +86,22 @@ def service_status(**fields: Any) -> ServiceStatus:  # noqa: ANN401 - any field
         "versions": {"inbox_daemon": "0", "python": "3"},
     }
     return ServiceStatus.model_validate(known | fields)
+
+
+def dead_letter(line: int = 1, job_id: str = JOB_ID, **fields: Any) -> DeadLetter:  # noqa: ANN401 - any field
+    """A dead letter of one line of a job."""
+    known = {
+        "job_id": job_id,
+        "job": "job",
+        "custom_id": "a",
+        "line": line,
+        "reason": DeadReason.MAX_ATTEMPTS,
+        "code": "http_500",
+        "message": "no",
+        "http_status": 500,
+        "retry_count": 2,
+        "first_at": 1.0,
+        "last_at": 2.0,
+        "request": None,
+    }
+    return DeadLetter.model_validate(known | fields)

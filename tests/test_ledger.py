@@ -1,0 +1,415 @@
+"""The ledger: what a method has returned is kept, and what is missing is noticed."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from builders import JOB_ID, dead_letter, job_record
+from inbox_daemon.errors import LedgerError
+from inbox_daemon.ledger import MARKER, Ledger
+from inbox_daemon.model import Fault
+from inbox_daemon.records import (
+    LEDGER_VERSION,
+    Checkpoint,
+    DeadReason,
+    Entry,
+    InvalidLine,
+    Progress,
+    RetryRecord,
+)
+from inbox_daemon.states import Outcome
+
+OTHER = JOB_ID[:-1] + "1"
+RETRY = RetryRecord(
+    failures=1,
+    reason=DeadReason.MAX_ATTEMPTS,
+    code="http_500",
+    message="no",
+    http_status=500,
+    first_at=1.0,
+    last_at=2.0,
+)
+Open = Callable[[], Ledger]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The ledger's folder."""
+    path = tmp_path / "ledger"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def reopen(folder: Path) -> Iterator[Open]:
+    """Open the ledger, after closing the one that was open: as another daemon would find it."""
+    held: list[Ledger] = []
+
+    def reopen() -> Ledger:
+        while held:
+            held.pop().close()
+        held.append(Ledger(folder))
+        return held[-1]
+
+    yield reopen
+    while held:
+        held.pop().close()
+
+
+def entry(line: int) -> tuple[int, Entry]:
+    """The outcome of a line, at a place of its own."""
+    return line, Entry(line * 10, 10, Outcome.RESULT, retryable=False)
+
+
+def code_of(folder: Path, *, readonly: bool = False) -> str:
+    """The code of the error that opening ends with."""
+    with pytest.raises(LedgerError) as caught:
+        Ledger(folder, readonly=readonly)
+    return caught.value.code
+
+
+# -- opening ------------------------------------------------------------------------
+
+
+def test_a_ledger_is_made_once_and_known_by_its_marker(folder: Path, reopen: Open) -> None:
+    """The first opening makes data and marker, the next finds both."""
+    reopen().put_state("x", b"1")
+    assert (folder / MARKER).exists()
+    assert reopen().get_state("x") == b"1"
+
+
+@pytest.mark.parametrize("harm", ["removed", "emptied"])
+@pytest.mark.parametrize("readonly", [False, True])
+def test_lost_data_is_noticed(folder: Path, reopen: Open, harm: str, readonly: bool) -> None:  # noqa: FBT001 - either way
+    """A ledger whose data is gone is not mistaken for a new one."""
+    reopen().close()
+    data = folder / "data.mdb"
+    data.unlink() if harm == "removed" else data.write_bytes(b"")
+    assert code_of(folder, readonly=readonly) == "ledger_lost"
+    assert not data.exists() or data.stat().st_size == 0
+
+
+def test_data_that_was_made_anew_by_others_is_noticed(folder: Path, reopen: Open) -> None:
+    """An environment that is empty beside a marker is lost data as well."""
+    reopen().close()
+    (folder / "data.mdb").unlink()
+    env = lmdb.open(str(folder), max_dbs=20)
+    env.close()
+    assert code_of(folder) == "ledger_lost"
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 2000, b"\0" * 16384])
+def test_data_that_is_no_database_is_refused(folder: Path, reopen: Open, content: bytes) -> None:
+    """Garbage in place of the data is an error in words."""
+    reopen().close()
+    (folder / "data.mdb").write_bytes(content)
+    assert code_of(folder) in {"ledger_unreadable", "ledger_lost"}
+    assert (folder / "data.mdb").read_bytes()[:7] == content[:7]
+
+
+@pytest.mark.parametrize("marker", [True, False])
+def test_a_newer_ledger_is_left_to_its_release(folder: Path, reopen: Open, marker: bool) -> None:  # noqa: FBT001 - either way
+    """Another version is refused and not overwritten, with or without its marker."""
+    ledger = reopen()
+    ledger.put_state("version", b"%d" % (LEDGER_VERSION + 1))
+    ledger.close()
+    if not marker:
+        (folder / MARKER).unlink()
+    assert code_of(folder) == "ledger_version"
+
+
+def test_a_reader_makes_nothing(folder: Path) -> None:
+    """Reading a ledger that was never made is refused and leaves the folder as it was."""
+    assert code_of(folder, readonly=True) == "ledger_missing"
+    assert list(folder.iterdir()) == []
+
+
+def test_an_interrupted_making_is_taken_up(folder: Path, reopen: Open) -> None:
+    """Data without its marker, as a crash in the first start leaves it, is a new ledger."""
+    reopen().close()
+    (folder / MARKER).unlink()
+    reopen().put_state("x", b"1")
+    assert reopen().get_state("x") == b"1"
+
+
+# -- jobs ---------------------------------------------------------------------------
+
+
+def test_an_accepted_job_is_known_by_id_and_by_content(reopen: Open) -> None:
+    """Its record is found by its id and by the name and bytes that were delivered."""
+    job = job_record()
+    reopen().accept(job, [])
+    ledger = reopen()
+    assert ledger.job(JOB_ID) == job
+    assert ledger.jobs() == [job]
+    assert ledger.delivered("job", job.sha256) == job
+    assert ledger.delivered("other", job.sha256) is None
+    assert ledger.delivered("job", "0" * 64) is None
+
+
+def test_jobs_are_listed_oldest_first(reopen: Open) -> None:
+    """Ids are in order of time, and so are the records."""
+    ledger = reopen()
+    for end in "2", "0", "1":
+        ledger.accept(job_record(JOB_ID[:-1] + end, f"job{end}"), [])
+    assert [job.name for job in ledger.jobs()] == ["job0", "job1", "job2"]
+
+
+def test_invalid_lines_are_kept_with_their_job(reopen: Open) -> None:
+    """The faults of lines that were accepted as dead letters come back by line."""
+    fault = Fault(code="too_deep", message="it is too deep", line=7)
+    reopen().accept(job_record(invalid=1), [InvalidLine(7, fault)])
+    assert reopen().invalid(JOB_ID) == {7: fault}
+
+
+def test_a_finished_job_keeps_its_record_and_letters(reopen: Open) -> None:
+    """What re-deliveries and redrives need stays, what only the run needed goes."""
+    ledger = reopen()
+    job = job_record()
+    ledger.accept(job, [InvalidLine(2, Fault(code="x", message="m"))])
+    ledger.checkpoint(
+        [Checkpoint(JOB_ID, Progress(completed=1), [entry(1)], {3: RETRY}, [dead_letter(2)])]
+    )
+    done = job.model_copy(update={"finished_at": 5.0})
+    ledger.finish(done)
+    ledger = reopen()
+    assert ledger.job(JOB_ID) == done
+    assert ledger.delivered("job", job.sha256) == done
+    assert list(ledger.dead_letters(JOB_ID)) == [dead_letter(2)]
+    assert ledger.progress(JOB_ID) == Progress()
+    assert (ledger.entries(JOB_ID), ledger.retries(JOB_ID), ledger.invalid(JOB_ID)) == ([], {}, {})
+
+
+def test_a_forgotten_job_is_gone_and_its_neighbours_stay(reopen: Open) -> None:
+    """Forgetting touches the rows of one job alone, and may be repeated."""
+    ledger = reopen()
+    for job_id, name in (JOB_ID, "job"), (OTHER, "other"):
+        ledger.accept(job_record(job_id, name), [])
+        ledger.checkpoint([Checkpoint(job_id, Progress(completed=2), [entry(1), entry(2)])])
+    for _ in range(2):
+        ledger.forget(JOB_ID)
+    ledger = reopen()
+    assert (ledger.job(JOB_ID), ledger.entries(JOB_ID)) == (None, [])
+    assert ledger.delivered("job", job_record().sha256) is None
+    assert ledger.entries(OTHER) == [entry(1), entry(2)]
+    assert ledger.progress(OTHER) == Progress(completed=2)
+
+
+def test_forgetting_an_older_job_keeps_the_newer_ones_delivery(reopen: Open) -> None:
+    """The same file accepted again belongs to the job that it was last."""
+    ledger = reopen()
+    ledger.accept(job_record(), [])
+    ledger.accept(job_record(OTHER), [])
+    ledger.forget(JOB_ID)
+    found = ledger.delivered("job", job_record().sha256)
+    assert found is not None
+    assert found.id == OTHER
+
+
+# -- checkpoints --------------------------------------------------------------------
+
+
+def test_a_checkpoint_counts_as_a_whole(reopen: Open) -> None:
+    """Progress, outcomes, retries, dead letters and state come back together."""
+    progress = Progress(committed=20, admitted=9, completed=1, failed=1)
+    checkpoint = Checkpoint(JOB_ID, progress, [entry(5), entry(1)], {3: RETRY}, [dead_letter(5)])
+    reopen().checkpoint([checkpoint, Checkpoint(OTHER, Progress(admitted=3))], {"hunt": b"h"})
+    ledger = reopen()
+    assert ledger.progress(JOB_ID) == progress
+    assert ledger.progress(OTHER).admitted == 3
+    assert ledger.entries(JOB_ID) == [entry(1), entry(5)]
+    assert ledger.retries(JOB_ID) == {3: RETRY}
+    assert ledger.get_state("hunt") == b"h"
+    ledger.checkpoint([], {"hunt": None})
+    assert reopen().get_state("hunt") is None
+
+
+def test_no_line_ends_twice(reopen: Open) -> None:
+    """A second outcome for a line is a bug that changes nothing."""
+    ledger = reopen()
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(completed=1), [entry(1)])])
+    with pytest.raises(LedgerError) as caught:
+        ledger.checkpoint([Checkpoint(JOB_ID, Progress(completed=3), [entry(1), entry(2)])])
+    assert caught.value.code == "outcome_twice"
+    ledger = reopen()
+    assert ledger.entries(JOB_ID) == [entry(1)]
+    assert ledger.progress(JOB_ID).completed == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 1999, 2000, 2001, 6000])
+def test_entries_are_paged_without_a_gap(reopen: Open, count: int) -> None:
+    """Every outcome is walked once and in order, however many pages that takes."""
+    ledger = reopen()
+    lines = [entry(line) for line in range(1, 2 * count, 2)]
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), lines)])
+    ledger.checkpoint([Checkpoint(OTHER, Progress(), [entry(1)])])
+    assert list(ledger.all_entries(JOB_ID)) == lines
+
+
+def test_dead_letters_are_paged_without_a_gap(reopen: Open) -> None:
+    """All letters, or those of one job, are walked once and in order."""
+    ledger = reopen()
+    many = [dead_letter(line) for line in range(1, 451)]
+    other = [dead_letter(line, OTHER) for line in range(1, 3)]
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=many)])
+    ledger.checkpoint([Checkpoint(OTHER, Progress(), dead=other)])
+    assert list(ledger.dead_letters()) == many + other
+    assert list(ledger.dead_letters(JOB_ID)) == many
+    assert list(ledger.dead_letters(OTHER)) == other
+    assert ledger.dead_count() == 452
+    assert ledger.dead_letter(OTHER, 2) == other[1]
+
+
+def test_letters_may_go_while_they_are_walked(reopen: Open) -> None:
+    """A purge in the middle of a walk neither ends nor repeats it."""
+    ledger = reopen()
+    many = [dead_letter(line) for line in range(1, 601)]
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=many)])
+    seen = []
+    for letter in ledger.dead_letters():
+        seen.append(letter.line)
+        ledger.purge([(JOB_ID, letter.line)])
+    assert seen == list(range(1, 601))
+    assert ledger.dead_count() == 0
+
+
+def test_redriven_letters_stay_until_their_new_job_has_answered(reopen: Open) -> None:
+    """While a job runs letters again they are marked, and go when it is finished."""
+    ledger = reopen()
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(4), dead_letter(9)])])
+    again = job_record(OTHER, "again", redrive_of=JOB_ID)
+    ledger.accept(again, [], [(1, dead_letter(9))])
+    assert reopen().being_redriven() == {(JOB_ID, 9)}
+    reopen().finish(again.model_copy(update={"finished_at": 5.0}))
+    ledger = reopen()
+    assert [letter.line for letter in ledger.dead_letters()] == [4]
+    assert ledger.being_redriven() == set()
+
+
+def test_a_redrive_that_was_forgotten_frees_its_letters(reopen: Open) -> None:
+    """A new job that never started leaves the letters to be redriven again."""
+    ledger = reopen()
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(4)])])
+    ledger.accept(job_record(OTHER, "again"), [], [(1, dead_letter(4))])
+    ledger.forget(OTHER)
+    assert (ledger.being_redriven(), ledger.dead_count()) == (set(), 1)
+
+
+# -- size ---------------------------------------------------------------------------
+
+
+def test_the_map_grows_for_one_large_commit(reopen: Open) -> None:
+    """Dead letters of more bytes than the first map has room for are committed at once."""
+    big = "x" * (1 << 20)
+    letters = [dead_letter(line, request=big) for line in range(1, 321)]
+    reopen().checkpoint([Checkpoint(JOB_ID, Progress(failed=320), dead=letters)])
+    ledger = reopen()
+    assert ledger.dead_count() == 320
+    ledger.purge([(JOB_ID, line) for line in range(1, 321)])
+    assert ledger.dead_count() == 0
+
+
+def test_room_that_was_freed_is_used_again(folder: Path, reopen: Open) -> None:
+    """A ledger that is filled and emptied over and over does not grow for ever."""
+    ledger = reopen()
+    sizes = []
+    for _ in range(6):
+        letters = [dead_letter(line, request="x" * 100_000) for line in range(1, 31)]
+        ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=letters)])
+        ledger.purge([(JOB_ID, line) for line in range(1, 31)])
+        sizes.append((folder / "data.mdb").stat().st_size)
+    assert sizes[-1] <= 3 * sizes[0]
+
+
+# -- processes ----------------------------------------------------------------------
+
+WRITER = """
+import sys
+from pathlib import Path
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.records import Checkpoint, Entry, Progress
+from inbox_daemon.states import Outcome
+ledger = Ledger(Path(sys.argv[1]))
+for line in range(1, 100_000):
+    entry = Entry(line * 10, 10, Outcome.RESULT, retryable=False)
+    progress = Progress(completed=line, committed=line * 10 + 10)
+    ledger.checkpoint([Checkpoint(sys.argv[2], progress, [(line, entry)])])
+    print(line, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_had_returned(folder: Path, reopen: Open) -> None:
+    """After SIGKILL in the middle of commits the next daemon finds all that was acknowledged."""
+    reopen().close()
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), JOB_ID], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        acknowledged = 0
+        for line in writer.stdout:
+            acknowledged = int(line)
+            if acknowledged == 100:
+                os.kill(writer.pid, signal.SIGKILL)
+                break
+        rest = writer.stdout.read().split()
+        acknowledged = int(rest[-1]) if rest else acknowledged
+    ledger = reopen()
+    found = list(ledger.all_entries(JOB_ID))
+    assert len(found) >= acknowledged
+    assert found == [entry(line) for line in range(1, len(found) + 1)]
+    assert ledger.progress(JOB_ID).completed == len(found)
+
+
+READER = """
+import sys
+from pathlib import Path
+from inbox_daemon.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), readonly=True)
+print([job.name for job in ledger.jobs()], ledger.progress(sys.argv[2]).completed, flush=True)
+ledger.close()
+"""
+
+
+def read_elsewhere(folder: Path) -> str:
+    """What another process reads in the ledger."""
+    done = subprocess.run(
+        [sys.executable, "-c", READER, str(folder), JOB_ID],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_a_reader_beside_a_writer_sees_what_is_committed(folder: Path, reopen: Open) -> None:
+    """Another process reads the newest commit while this one holds the ledger open."""
+    ledger = reopen()
+    ledger.accept(job_record(), [])
+    assert read_elsewhere(folder) == "['job'] 0"
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(completed=4))])
+    assert read_elsewhere(folder) == "['job'] 4"
+    ledger.put_state("after", b"1")
+    assert ledger.get_state("after") == b"1"
+
+
+def test_a_failed_write_is_an_error_that_ends_the_daemon(
+    reopen: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What LMDB cannot write is never taken for written."""
+    ledger = reopen()
+
+    def full(*_: object, **__: object) -> None:
+        raise lmdb.MapFullError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_put_raw", full)
+        with pytest.raises(LedgerError) as caught:
+            ledger.accept(job_record(), [])
+    assert caught.value.code == "ledger_write_failed"
+    assert ledger.jobs() == []
