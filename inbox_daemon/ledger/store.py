@@ -1,0 +1,210 @@
+"""The ledger's store: one LMDB environment, its transactions and its rows.
+
+Purpose: the only import of lmdb.
+Invariants: `sync=True, metasync=True, writemap=False`, so what was written survives a
+power cut; a failed write raises LedgerError, after which the process must end, because
+LMDB's later commits would succeed over the hole; a marker file beside the data tells an
+empty ledger from one whose data was lost; the map grows before it is full, because at
+a full map deletes fail too; no transaction stays open between calls, since one held
+open makes the file grow for ever.
+Known limits: one process writes; a key is at most 511 bytes.
+"""
+
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+import orjson
+
+from inbox_daemon import durable
+from inbox_daemon.errors import LedgerError
+from inbox_daemon.records import LEDGER_VERSION, Record
+
+MARKER = "ledger.json"
+_TABLES = (
+    "meta",
+    "jobs",
+    "deliveries",
+    "progress",
+    "lines",
+    "retries",
+    "dead",
+    "invalid",
+    "redrives",
+)
+_LINE = struct.Struct(">I")
+_FIRST_MAP_BYTES = 256 << 20
+_SPARE_BYTES = 16 << 20
+_R = TypeVar("_R", bound=Record)
+
+
+class Store:
+    """The open environment of one spool's ledger."""
+
+    def __init__(self, folder: Path, *, readonly: bool = False) -> None:
+        """Open the ledger in `folder`; a writer makes it when it was never there.
+
+        Raises LedgerError: it cannot be read, its data is gone, or a newer release
+        wrote it.
+        """
+        self._lock = threading.RLock()
+        self._folder = folder
+        known = (folder / MARKER).exists()
+        if known and _size(folder / "data.mdb") == 0:
+            msg = (
+                f"{folder}/data.mdb is missing or empty although {MARKER} says it was made: "
+                "restore it from a backup, or move the ledger folder away to start anew"
+            )
+            raise LedgerError("ledger_lost", msg)
+        if readonly and not known:
+            msg = f"there is no ledger in {folder} yet; `inbox-daemon run` makes it"
+            raise LedgerError("ledger_missing", msg)
+        self._open(readonly=readonly)
+        if not readonly and not known:
+            self._mark()
+        self._check_version()
+
+    def _open(self, *, readonly: bool) -> None:
+        try:
+            self._env = lmdb.open(
+                str(self._folder),
+                map_size=max(_FIRST_MAP_BYTES, 2 * _size(self._folder / "data.mdb")),
+                max_dbs=len(_TABLES),
+                readonly=readonly,
+                create=not readonly,
+                sync=True,
+                metasync=True,
+                writemap=False,
+                mode=0o640,
+            )
+            self._db = {
+                name: self._env.open_db(name.encode(), create=not readonly) for name in _TABLES
+            }
+        except lmdb.Error as error:
+            msg = f"the ledger in {self._folder} cannot be opened: {error}"
+            raise LedgerError("ledger_unreadable", msg) from None
+
+    def _mark(self) -> None:
+        with self._write() as txn:
+            txn.put(b"version", b"%d" % LEDGER_VERSION, db=self._db["meta"], overwrite=False)
+        durable.write_file(self._folder / MARKER, orjson.dumps({"version": LEDGER_VERSION}))
+        durable.sync_dir(self._folder)
+
+    def _check_version(self) -> None:
+        with self._read() as txn:
+            found = txn.get(b"version", db=self._db["meta"])
+        if found is None:
+            msg = (
+                f"the ledger in {self._folder} holds nothing although it was made: restore it "
+                "from a backup, or move the ledger folder away to start anew"
+            )
+            raise LedgerError("ledger_lost", msg)
+        if int(found) == LEDGER_VERSION:
+            return
+        msg = (
+            f"the ledger in {self._folder} has version {int(found)} and this release reads "
+            f"{LEDGER_VERSION}; install the release that wrote it, or a newer one"
+        )
+        raise LedgerError("ledger_version", msg)
+
+    def compact_into(self, folder: Path) -> None:
+        """Write a copy without the free pages into an empty folder.
+
+        Raises LedgerError: the copy could not be written.
+        """
+        try:
+            with self._lock:
+                self._env.copy(str(folder), compact=True)
+        except lmdb.Error as error:
+            msg = f"the ledger cannot be copied: {error}; free some disk space"
+            raise LedgerError("ledger_write_failed", msg) from None
+
+    def close(self) -> None:
+        """Close the environment."""
+        with self._lock:
+            self._env.close()
+
+    # -- transactions ---------------------------------------------------------------
+
+    @contextmanager
+    def _read(self) -> Iterator[lmdb.Transaction]:
+        with self._lock:
+            try:
+                with self._env.begin(buffers=False) as txn:
+                    yield txn
+            except lmdb.Error as error:
+                msg = f"the ledger cannot be read: {error}"
+                raise LedgerError("ledger_unreadable", msg) from None
+
+    @contextmanager
+    def _write(self, expected_bytes: int = 0) -> Iterator[lmdb.Transaction]:
+        with self._lock:
+            self._grow(expected_bytes)
+            try:
+                with self._env.begin(write=True) as txn:
+                    yield txn
+            except lmdb.Error as error:
+                msg = f"the ledger cannot be written: {error}; free some disk space"
+                raise LedgerError("ledger_write_failed", msg) from error
+
+    def _grow(self, expected_bytes: int) -> None:
+        """Keep twice the room that the next transaction may take."""
+        info = self._env.info()
+        used = (info["last_pgno"] + 1) * self._env.stat()["psize"]
+        needed = 2 * (used + 2 * expected_bytes) + _SPARE_BYTES
+        if needed > info["map_size"]:
+            self._env.set_mapsize(max(2 * info["map_size"], 2 * needed))
+
+    # -- rows -----------------------------------------------------------------------
+
+    def _per_line(self, table: str, job_id: str, kind: type[_R]) -> list[tuple[int, _R]]:
+        with self._read() as txn:
+            return [
+                (line_of(key), load(kind, value)) for key, value in self._rows(txn, table, job_id)
+            ]
+
+    def _rows(
+        self, txn: lmdb.Transaction, table: str, prefix: str
+    ) -> Iterator[tuple[bytes, bytes]]:
+        with txn.cursor(db=self._db[table]) as cursor:
+            found = cursor.set_range(prefix.encode()) if prefix else cursor.first()
+            while found and bytes(cursor.key()).startswith(prefix.encode()):
+                yield bytes(cursor.key()), bytes(cursor.value())
+                found = cursor.next()
+
+    def _get(self, txn: lmdb.Transaction, table: str, key: bytes, kind: type[_R]) -> _R | None:
+        value = txn.get(key, db=self._db[table])
+        return None if value is None else load(kind, bytes(value))
+
+    def _put(self, txn: lmdb.Transaction, table: str, key: bytes, record: Record) -> None:
+        self._put_raw(txn, table, key, orjson.dumps(record.model_dump(mode="json")))
+
+    def _put_raw(self, txn: lmdb.Transaction, table: str, key: bytes, value: bytes) -> None:
+        txn.put(key, value, db=self._db[table])
+
+
+def load(kind: type[_R], value: bytes) -> _R:
+    """Read a stored record."""
+    return kind.model_validate(orjson.loads(value))
+
+
+def line_key(job_id: str, line: int) -> bytes:
+    """The key of a line: lines of a job lie together, in order."""
+    return job_id.encode() + _LINE.pack(line)
+
+
+def line_of(key: bytes) -> int:
+    """The line number in such a key."""
+    number: int = _LINE.unpack(key[-4:])[0]
+    return number
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
