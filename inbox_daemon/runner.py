@@ -67,8 +67,8 @@ class Runner:
         self._ending: set[str] = set()
         self._draining = False
         self.paused: str | None = None
+        # Whether the window was all that kept requests back at the last admission.
         self.limited = False
-        """Whether the window was all that kept requests back at the last admission."""
         self.turned_at = time.monotonic()
 
     @property
