@@ -27,7 +27,7 @@ class Flight:
     @property
     def line(self) -> int:
         """Its line number."""
-        return self.run.line_of(self.ordinal)
+        return self.run.input.line_of(self.ordinal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,8 +102,8 @@ class Collector:
     # -- dead letters ---------------------------------------------------------------
 
     def _grave(self, run: JobRun, ordinal: int) -> Grave:
-        raw = run.read(ordinal, self._config.limits.max_line_bytes)
-        return Grave(run.record, run.line_of(ordinal), raw)
+        raw = run.input.read(ordinal, self._config.limits.max_line_bytes)
+        return Grave(run.record, run.input.line_of(ordinal), raw)
 
     def _bury_tried(self, flight: Flight, verdict: Verdict) -> None:
         grave = self._grave(flight.run, flight.ordinal)
@@ -118,11 +118,11 @@ class Collector:
 
     def bury_ended(self, run: JobRun, ordinal: int, reason: DeadReason) -> None:
         """End a request whose job was cancelled or has expired."""
-        fault = run.invalid.get(run.line_of(ordinal))
+        fault = run.invalid.get(run.input.line_of(ordinal))
         if fault is not None:
             self.bury_invalid(run, ordinal, fault)
             return
-        history = run.retries.get(run.line_of(ordinal))
+        history = run.retries.get(run.input.line_of(ordinal))
         grave = self._grave(run, ordinal)
         self.clear((run.record.id, grave.line))
         self._bury(run, ordinal, letters.bury_ended(grave, reason, history, time.time()))
@@ -150,7 +150,7 @@ class Collector:
         for job_id, line in poison:
             run = self.run_of(job_id)
             if run is not None and run.is_open(line):
-                self._bury_poison(run, run.ordinal_of(line))
+                self._bury_poison(run, run.input.ordinal_of(line))
                 self._doubt_engine()
 
     def _doubt_engine(self) -> None:

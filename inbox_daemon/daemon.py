@@ -47,6 +47,7 @@ DISK_TICK_S = 2.0
 RETENTION_TICK_S = 600.0
 MIN_STATUS_GAP_S = 0.2
 STALLED_S = 30.0
+INTAKE_STALLED_S = 300.0
 _FORCED = 3
 
 
@@ -235,8 +236,14 @@ class Daemon:
             log.exception("status_not_written", extra={"reason": str(error)})
 
     def _alive(self) -> bool:
-        """Say whether the runner's loop has turned lately: a hang must show."""
-        return time.monotonic() - self.runner.turned_at < STALLED_S
+        """Say whether the loops have turned lately: a hang must show.
+
+        The runner turns each second by itself; the intake is let off while it reads one
+        large drop.
+        """
+        now = time.monotonic()
+        intake_s = self.config.intake.scan_interval_s + INTAKE_STALLED_S
+        return now - self.runner.turned_at < STALLED_S and now - self.intake.turned_at < intake_s
 
 
 def _raise_ended(tasks: list[asyncio.Task[None]]) -> None:

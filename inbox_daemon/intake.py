@@ -125,6 +125,7 @@ class Intake:
         for entry in sorted(seen.entries, key=lambda entry: entry.signature.ctime_ns):
             if self._stopping:
                 return
+            self.turned_at = time.monotonic()
             if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
                 continue
             quiet_s = settling.unchanged_for(entry.name, now)

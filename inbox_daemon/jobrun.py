@@ -5,16 +5,14 @@ Invariants: each request carries exactly one mark; what was not committed is nev
 shown as progress; a request is started only below the committed admission mark, so
 a crash knows which ones may have run; memory is some bytes a request, whatever its
 line holds, because lines are read from the disk when they are sent.
-Words: a *line* is a 1-based number in the file, an *ordinal* a 0-based count of
-requests; they differ where the file has blank lines.
+Words: *line* and *ordinal* as in jobinput.py.
 """
 
 import heapq
-import os
-from array import array
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
+from inbox_daemon.errors import DamagedJobError
+from inbox_daemon.jobinput import JobInput
 from inbox_daemon.journal import Journal
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import Fault, Usage
@@ -23,8 +21,6 @@ from inbox_daemon.spool import Spool
 from inbox_daemon.states import Outcome
 
 OPEN, IN_FLIGHT, RETRYING, ENDED = range(4)
-_READ_BYTES = 1 << 20
-_GUESS_BYTES = 8192
 
 
 @dataclass(slots=True)
@@ -50,19 +46,21 @@ class JobRun:
         self.invalid: dict[int, Fault] = ledger.invalid(record.id) if record.invalid else {}
         self.retries: dict[int, RetryRecord] = ledger.retries(record.id)
         self.in_flight = 0
-        self._fd = os.open(spool.input_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
-        self._lines, self._starts = index_lines(self._fd)
-        self._size = os.fstat(self._fd).st_size
-        self._marks = bytearray(len(self._lines))
+        self.input = JobInput(spool.input_path(record.id), record.requests)
+        self._marks = bytearray(len(self.input))
         self._completed, self._failed = self.progress.completed, self.progress.failed
         self._tokens_in = self.progress.input_tokens
         self._tokens_out = self.progress.output_tokens
         self._recoveries = self.progress.recoveries + (self.progress.admitted > 0)
-        self._admitted = self._limit = bisect_right(self._lines, self.progress.admitted)
+        self._admitted = self._limit = self.input.count_up_to(self.progress.admitted)
         self._cursor = self._closed = 0
         self._due: list[tuple[float, int]] = []
-        self._restore(ledger)
-        self.journal = Journal(spool.results_path(record.id), self.progress.committed)
+        try:
+            self._restore(ledger)
+            self.journal = Journal(spool.results_path(record.id), self.progress.committed)
+        except (DamagedJobError, OSError):
+            self.input.close()
+            raise
         self._clear_pending()
 
     def _clear_pending(self) -> None:
@@ -75,25 +73,24 @@ class JobRun:
     def _restore(self, ledger: Ledger) -> None:
         """Take up the outcomes and failures that were committed before."""
         for line, _ in ledger.all_entries(self.record.id):
-            self._marks[self.ordinal_of(line)] = ENDED
+            self._marks[self.input.ordinal_of(line)] = ENDED
             self.retries.pop(line, None)
         for line in self.retries:  # the backoff is over: the daemon was down meanwhile
-            self._marks[self.ordinal_of(line)] = RETRYING
-            heapq.heappush(self._due, (0.0, self.ordinal_of(line)))
+            ordinal = self.input.ordinal_of(line)
+            self._marks[ordinal] = RETRYING
+            heapq.heappush(self._due, (0.0, ordinal))
 
     def close(self) -> None:
         """Close the files; what was not committed is dropped."""
         self.journal.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self.input.close()
 
     # -- figures --------------------------------------------------------------------
 
     @property
     def total(self) -> int:
         """How many requests the job has."""
-        return len(self._lines)
+        return len(self.input)
 
     @property
     def retrying(self) -> int:
@@ -141,29 +138,11 @@ class JobRun:
         """Say whether a commit would change anything."""
         return self.pending > 0 or self.admitting
 
-    # -- lines ----------------------------------------------------------------------
-
-    def line_of(self, ordinal: int) -> int:
-        """The 1-based line number of a request."""
-        return self._lines[ordinal]
-
-    def ordinal_of(self, line: int) -> int:
-        """The request at a line number.
-
-        Raises KeyError: that line holds no request.
-        """
-        ordinal = bisect_left(self._lines, line)
-        if ordinal == len(self._lines) or self._lines[ordinal] != line:
-            raise KeyError(line)
-        return ordinal
+    # -- requests ----------------------------------------------------------------------
 
     def is_open(self, line: int) -> bool:
         """Say whether a line is a request without an outcome."""
-        return self._marks[self.ordinal_of(line)] != ENDED
-
-    def read(self, ordinal: int, limit: int) -> bytes:
-        """A request's line, without its newline, cut at `limit` bytes."""
-        return read_line(self._fd, self._starts[ordinal], limit)
+        return self._marks[self.input.ordinal_of(line)] != ENDED
 
     def next_open(self) -> int | None:
         """Any request that is neither in flight nor ended, for a job that is ended early."""
@@ -180,7 +159,7 @@ class JobRun:
         """
         first = self._admitted
         self._admitted = min(first + size, self.total)
-        return self._lines[first], self._lines[self._admitted - 1]
+        return self.input.line_of(first), self.input.line_of(self._admitted - 1)
 
     def next_ordinal(self, now: float) -> int | None:
         """The request to start now: one whose backoff is over, else the next new one.
@@ -223,7 +202,7 @@ class JobRun:
     def fail(self, ordinal: int, record: RetryRecord, due: float) -> None:
         """Charge a failed attempt; the next may start at `due`, once this is committed."""
         self._leave(ordinal, RETRYING)
-        line = self._lines[ordinal]
+        line = self.input.line_of(ordinal)
         self.retries[line] = self._new_retries[line] = record
         self._new_due.append((due, ordinal))
 
@@ -239,13 +218,12 @@ class JobRun:
         """Take a dead letter; `retryable` says whether its line belongs in retry.jsonl."""
         self._end(ordinal, output, Outcome.DEAD, retryable=retryable)
         self._new_dead.append(letter)
-        ordinal_end = self._starts[ordinal + 1] if ordinal + 1 < self.total else self._size
-        self._letter_bytes += ordinal_end - self._starts[ordinal]
+        self._letter_bytes += self.input.size_of(ordinal)
         self._failed += 1
 
     def _end(self, ordinal: int, output: bytes, outcome: Outcome, *, retryable: bool) -> None:
         self._leave(ordinal, ENDED)
-        line = self._lines[ordinal]
+        line = self.input.line_of(ordinal)
         offset, length = self.journal.append(output)
         self._entries.append((line, Entry(offset, length, outcome, retryable)))
         self.retries.pop(line, None)
@@ -263,7 +241,7 @@ class JobRun:
         lines, length = self.journal.take()
         progress = Progress(
             committed=length,
-            admitted=self._lines[self._admitted - 1] if self._admitted else 0,
+            admitted=self.input.line_of(self._admitted - 1) if self._admitted else 0,
             completed=self._completed,
             failed=self._failed,
             input_tokens=self._tokens_in,
@@ -280,37 +258,6 @@ class JobRun:
     def committed(self, batch: Batch) -> None:
         """Take note that the batch counts: retries may start, and the next chunk."""
         self.progress = batch.checkpoint.progress
-        self._limit = bisect_right(self._lines, self.progress.admitted)
+        self._limit = self.input.count_up_to(self.progress.admitted)
         for entry in batch.due:
             heapq.heappush(self._due, entry)
-
-
-def index_lines(fd: int) -> tuple["array[int]", "array[int]"]:
-    """Where the requests of an open file are: line numbers and byte offsets.
-
-    Lines of white space are no requests.  Holds one line at a time.
-    """
-    lines, starts = array("I"), array("Q")
-    offset = 0
-    with os.fdopen(os.dup(fd), "rb", buffering=_READ_BYTES) as file:
-        file.seek(0)
-        for number, line in enumerate(file, 1):
-            if not line.isspace():
-                lines.append(number)
-                starts.append(offset)
-            offset += len(line)
-    return lines, starts
-
-
-def read_line(fd: int, start: int, limit: int) -> bytes:
-    """The line that starts at an offset, without its newline, cut at `limit` bytes."""
-    data = os.pread(fd, min(_GUESS_BYTES, limit), start)
-    end = data.find(b"\n")
-    while end < 0 and len(data) < limit:
-        more = os.pread(fd, min(len(data), limit - len(data)), start + len(data))
-        if not more:
-            return data
-        end = more.find(b"\n")
-        end = end + len(data) if end >= 0 else end
-        data += more
-    return data if end < 0 else data[:end]

@@ -18,7 +18,7 @@ from typing import BinaryIO, Self
 
 from inbox_daemon import documents, durable
 from inbox_daemon.errors import LedgerError
-from inbox_daemon.jobrun import index_lines, read_line
+from inbox_daemon.jobinput import JobInput
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import Usage
 from inbox_daemon.records import DeadReason, Entry, JobRecord
@@ -30,8 +30,6 @@ log = logging.getLogger("inbox_daemon.publish")
 ERRORS = "errors.jsonl"
 RETRY = "retry.jsonl"
 _BUFFER_BYTES = 1 << 20
-# A line that may be redriven was within the limits, whatever they were.
-_MAX_RETRY_LINE = 1 << 40
 _STATUS = {
     None: BatchStatus.COMPLETED,
     DeadReason.CANCELLED: BatchStatus.CANCELLED,
@@ -142,30 +140,28 @@ class _Writer:
 
 def _copy_lines(record: JobRecord, spool: Spool, ledger: Ledger, files: _Writer) -> None:
     """Walk input and ledger side by side: each request must meet its own outcome."""
+    entries = ledger.all_entries(record.id)
     results = os.open(spool.results_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
-    source = os.open(spool.input_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        lines, starts = index_lines(source)
-        entries = ledger.all_entries(record.id)
-        for line, start in zip(lines, starts, strict=True):
-            found, entry = next(entries, (0, None))
-            if entry is None or found != line:
-                msg = f"line {line} of job {record.name} has no outcome; this is a bug"
-                raise LedgerError("outcome_missing", msg)
-            _copy_line(entry, results, source, start, files)
+        with JobInput(spool.input_path(record.id), record.requests) as source:
+            for ordinal, line in enumerate(source.lines):
+                found, entry = next(entries, (0, None))
+                if entry is None or found != line:
+                    msg = f"line {line} of job {record.name} has no outcome; this is a bug"
+                    raise LedgerError("outcome_missing", msg)
+                _copy_line(entry, results, source, ordinal, files)
     finally:
         os.close(results)
-        os.close(source)
 
 
-def _copy_line(entry: Entry, results: int, source: int, start: int, files: _Writer) -> None:
+def _copy_line(entry: Entry, results: int, source: JobInput, ordinal: int, files: _Writer) -> None:
     output = os.pread(results, entry.length, entry.offset)
     if entry.outcome is Outcome.RESULT:
         files.add(OUTPUT, output)
         return
     files.add(ERRORS, output)
     if entry.retryable:
-        files.add(RETRY, read_line(source, start, _MAX_RETRY_LINE) + b"\n")
+        files.add(RETRY, source.read(ordinal) + b"\n")
 
 
 def _check_counts(record: JobRecord, files: _Writer) -> None:

@@ -207,15 +207,15 @@ class Runner:
             run = self.collector.run_of(job_id)
             if run is None or not run.is_open(line):
                 self.collector.clear((job_id, line))
-            elif run.claim_suspect(run.ordinal_of(line)):
-                self._launch(run, run.ordinal_of(line))
+            elif run.claim_suspect(run.input.ordinal_of(line)):
+                self._launch(run, run.input.ordinal_of(line))
 
     def _launch(self, run: JobRun, ordinal: int) -> int:
         """Send one request, or bury a line that is none; return how many are in flight."""
-        fault = run.invalid.get(run.line_of(ordinal))
+        fault = run.invalid.get(run.input.line_of(ordinal))
         if fault is None:
             try:
-                raw = run.read(ordinal, self._config.limits.max_line_bytes)
+                raw = run.input.read(ordinal, self._config.limits.max_line_bytes)
                 request = wire.parse_request(raw, self._config.limits)
             except wire.LineFaultError as error:  # the limits were lowered since
                 fault = error.fault

@@ -18,7 +18,8 @@ from typing import BinaryIO
 
 import orjson
 
-from inbox_daemon.jobrun import index_lines, read_line
+from inbox_daemon.errors import DamagedJobError
+from inbox_daemon.jobinput import JobInput
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import JobStatus
 from inbox_daemon.publish import ERRORS
@@ -30,7 +31,6 @@ from inbox_daemon.wire import LinesDigest, custom_id_of
 _MAX_FAULTS = 100
 # What a line that is no output line may raise; a JSON error is a ValueError.
 _UNREADABLE = (KeyError, ValueError, AttributeError, TypeError)
-_MAX_LINE = 1 << 40
 
 
 @dataclass(slots=True)
@@ -166,16 +166,17 @@ def _check_outcomes(
 ) -> None:
     """Walk the input: each outcome must be that of its own line and custom_id."""
     results = spool.results_path(record.id)
-    with spool.input_path(record.id).open("rb") as source, _open_or_empty(results) as file:
-        lines, starts = index_lines(source.fileno())
-        if len(lines) != record.requests:
-            proof.add(f"{record.requests} requests were accepted and the input has {len(lines)}")
-        for line, start in zip(lines, starts, strict=True):
+    try:
+        source = JobInput(spool.input_path(record.id), record.requests)
+    except DamagedJobError as error:
+        proof.add(error.message)
+        return
+    with source, _open_or_empty(results) as file:
+        for ordinal, line in enumerate(source.lines):
             entry = entries.pop(line, None)
             if entry is not None:
                 written = os.pread(file.fileno(), entry.length, entry.offset)
-                asked = read_line(source.fileno(), start, _MAX_LINE)
-                _check_outcome(line, written, asked, proof)
+                _check_outcome(line, written, source.read(ordinal), proof)
     for line in entries:
         proof.add(f"line {line} has an outcome and is no request")
 

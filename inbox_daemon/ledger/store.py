@@ -12,10 +12,10 @@ Known limits: one process writes; a key is at most 511 bytes.
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lmdb
 import orjson
@@ -39,6 +39,10 @@ _TABLES = (
 _LINE = struct.Struct(">I")
 _FIRST_MAP_BYTES = 256 << 20
 _SPARE_BYTES = 16 << 20
+Upgrade = Callable[[lmdb.Transaction, dict[str, Any]], None]
+# How a ledger of version n becomes one of version n + 1, by n.  A change of a record's
+# shape raises records.LEDGER_VERSION and adds its step here, for good.
+UPGRADES: dict[int, Upgrade] = {}
 _R = TypeVar("_R", bound=Record)
 
 
@@ -64,9 +68,13 @@ class Store:
             msg = f"there is no ledger in {folder} yet; `inbox-daemon run` makes it"
             raise LedgerError("ledger_missing", msg)
         self._open(readonly=readonly)
-        if not readonly and not known:
-            self._mark()
-        self._check_version()
+        try:
+            if not readonly and not known:
+                self._mark()
+            self._upgrade(self._version(), readonly=readonly)
+        except LedgerError:
+            self._env.close()
+            raise
 
     def _open(self, *, readonly: bool) -> None:
         try:
@@ -94,7 +102,7 @@ class Store:
         durable.write_file(self._folder / MARKER, orjson.dumps({"version": LEDGER_VERSION}))
         durable.sync_dir(self._folder)
 
-    def _check_version(self) -> None:
+    def _version(self) -> int:
         with self._read() as txn:
             found = txn.get(b"version", db=self._db["meta"])
         if found is None:
@@ -103,13 +111,23 @@ class Store:
                 "from a backup, or move the ledger folder away to start anew"
             )
             raise LedgerError("ledger_lost", msg)
-        if int(found) == LEDGER_VERSION:
-            return
-        msg = (
-            f"the ledger in {self._folder} has version {int(found)} and this release reads "
-            f"{LEDGER_VERSION}; install the release that wrote it, or a newer one"
-        )
-        raise LedgerError("ledger_version", msg)
+        return int(found)
+
+    def _upgrade(self, found: int, *, readonly: bool) -> None:
+        """Bring an older ledger up to date, a version at a time, each in one transaction."""
+        if found > LEDGER_VERSION:
+            msg = (
+                f"the ledger in {self._folder} has version {found} and this release reads "
+                f"{LEDGER_VERSION}; install the release that wrote it, or a newer one"
+            )
+            raise LedgerError("ledger_version", msg)
+        if found < LEDGER_VERSION and readonly:
+            msg = f"{self._folder} is an older release's ledger; `inbox-daemon run` upgrades it"
+            raise LedgerError("ledger_version", msg)
+        for version in range(found, LEDGER_VERSION):
+            with self._write() as txn:
+                UPGRADES[version](txn, self._db)
+                txn.put(b"version", b"%d" % (version + 1), db=self._db["meta"])
 
     def compact_into(self, folder: Path) -> None:
         """Write a copy without the free pages into an empty folder.
