@@ -1,12 +1,15 @@
 """The controllers: chunk size, heat, and the window, against a simulated engine and lies."""
 
 import heapq
+import json
 import math
 import random
 from collections import deque
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -162,6 +165,7 @@ class Work(NamedTuple):
 
     seconds: float
     memory: float = 1.0
+    ours: bool = True
 
 
 def lognormal(mean_s: float, sigma: float = 0.8) -> Callable[[random.Random], Work]:
@@ -175,7 +179,7 @@ class Engine:
 
     `prompts_per_s` is how fast waiting requests are taken in, `comfortable` how many run
     without preemptions, `late` by how many readings the figures lag, `journey_s` how long
-    request and answer travel together.
+    request and answer travel together, `others` how many requests another client keeps here.
     """
 
     slots: int
@@ -185,12 +189,14 @@ class Engine:
     comfortable: int = 10**9
     late: int = 0
     journey_s: float = 0.01
+    others: int = 0
     now: float = 0.0
     in_flight: int = 0
     running: int = 0
     used: float = 0.0
     idle_s: float = 0.0  # the time in which capacity was free and nothing waited, in engines
     preemptions: float = 0.0
+    _of_others: int = 0
     _next_prompt: float = 0.0
     _reading: bool = False
     _serial: int = 0
@@ -211,10 +217,11 @@ class Engine:
             elif what == "done" and work:
                 self.running -= 1
                 self.used -= work.memory
-                self._at(self.now + self.journey_s / 2, "reply")
-            elif what == "reply":
-                self.in_flight -= 1
-                finished += 1
+                self._at(self.now + self.journey_s / 2, "reply", work)
+            elif what == "reply" and work:
+                self.in_flight -= work.ours
+                self._of_others -= not work.ours
+                finished += work.ours
                 self._fill(min(window, supply))
             self._reading = self._reading and what != "admit"
             self._admit()
@@ -233,6 +240,10 @@ class Engine:
         while self.in_flight < places:
             self.in_flight += 1
             self._at(self.now + self.journey_s / 2, "arrive", self.work(self._rng))
+        while self._of_others < self.others:
+            self._of_others += 1
+            work = self.work(self._rng)._replace(ours=False)
+            self._at(self.now + self.journey_s / 2, "arrive", work)
 
     def _admit(self) -> None:
         while self._waiting and self.running < self.slots:
@@ -278,15 +289,23 @@ def drive(
     every_s: float = 0.5,
     window: WindowController | None = None,
     supply: int = 10**9,
+    told: bool = False,
+    missed: int = 0,
 ) -> list[Step]:
-    """Run an engine under a window controller and return the course of it."""
+    """Run an engine under a window controller and return the course of it.
+
+    `told`: the controller hears whether it was the limit.  `missed`: each sample of what is
+    in flight comes so early that so many places were not refilled yet.
+    """
     window = window or WindowController(MINIMUM, MAXIMUM)
     course = []
     for _ in range(round(seconds / every_s)):
         idle_before = engine.idle_s
         finished = engine.run(engine.now + every_s, window.window, supply)
         load = engine.load()
-        size = window.update(load, engine.in_flight, finished, engine.now)
+        limited = supply > window.window if told else None
+        sample = max(0, engine.in_flight - missed)
+        size = window.update(load, sample, finished, engine.now, limited=limited)
         idle = engine.idle_s - idle_before
         course.append(Step(size, load, engine.in_flight, finished, idle))
     return course
@@ -412,6 +431,164 @@ def test_idle_time_changes_nothing() -> None:
     busy = drive(engine, 30, window=window)
     assert sum(step.idle_s for step in busy[2:]) == pytest.approx(0, abs=0.01)
     assert max(jumps(busy)) <= 0.1
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("missed", [1, 2])
+def test_small_window_grows_though_each_sample_misses_that_it_is_full(
+    missed: int,
+    told: bool,  # noqa: FBT001 - a parameter of the table
+) -> None:
+    """From 8 to a full engine of 512 slots in seconds, if a sample never shows all 8."""
+    window = WindowController(MINIMUM, MAXIMUM, MINIMUM)
+    course = drive(Engine(512, lognormal(0.7)), 20, window=window, told=told, missed=missed)
+    full = next(index for index, step in enumerate(course) if step.window >= 512)
+    assert full <= 10
+    assert course[-1].window <= 1.6 * 512
+
+
+def test_window_far_below_what_is_sent_is_told_so() -> None:
+    """A controller that hears that it is the limit grows whatever a sample shows."""
+    window = WindowController(MINIMUM, MAXIMUM, 100)
+    assert window.update(Load(40, 0), 50, 60, 0.5, limited=True) > 100
+    window = WindowController(MINIMUM, MAXIMUM, 100)
+    assert window.update(Load(40, 0), 50, 60, 0.5, limited=False) == 100
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_cold_engine_of_slow_prompts_is_not_flooded(late: int) -> None:
+    """It is filled as fast as by a window without end, and with half of the excess at most."""
+    engine = Engine(512, lognormal(7.4), prompts_per_s=95, late=late)
+    course = drive(engine, 60, told=True)
+    assert max(step.window for step in course) - 512 <= 0.65 * 512
+    flooded = Engine(512, lognormal(7.4), prompts_per_s=95)
+    most = flooded.run(60, MAXIMUM, 10**9)
+    assert sum(step.finished for step in course) >= 0.99 * most
+
+
+# The window: a server that others use too
+
+
+def test_load_of_others_while_we_are_idle_changes_nothing() -> None:
+    """The next job begins with the last settled window, and fills the engine at once."""
+    window = WindowController(MINIMUM, MAXIMUM)
+    engine = Engine(512, lognormal(7.4), prompts_per_s=95)
+    found = drive(engine, 60, window=window, told=True)[-1].window
+    drive(engine, 60, window=window, supply=0, told=True)
+    engine.others = 1000
+    assert {s.window for s in drive(engine, 60, window=window, supply=0, told=True)} == {found}
+    engine.others = 0
+    drive(engine, 60, window=window, supply=0, told=True)
+    flooded = deepcopy(engine)
+    second = drive(engine, 60, window=window, told=True)
+    assert min(step.window for step in second) >= 512 + RESERVE_FLOOR
+    most = flooded.run(flooded.now + 60, MAXIMUM, 10**9)
+    assert sum(step.finished for step in second) >= 0.99 * most
+
+
+def test_few_requests_of_ours_among_many_of_others_change_nothing() -> None:
+    """A trickle does not use the window, so what waits and is thrown out is no reason for less."""
+    window = WindowController(MINIMUM, MAXIMUM, 700)
+    engine = Engine(512, lognormal(4), others=1000, comfortable=200)
+    course = drive(engine, 60, window=window, supply=20, told=True)
+    assert engine.preemptions > 1000
+    assert {step.window for step in course} == {700}
+
+
+@pytest.mark.parametrize("initial", [64, DEFAULT_WINDOW, 700])
+def test_share_of_a_full_server_is_kept_and_not_raised(initial: int) -> None:
+    """Beside others who fill the server we neither withdraw nor crowd them out."""
+    window = WindowController(MINIMUM, MAXIMUM, initial)
+    engine = Engine(512, lognormal(4), others=1000)
+    drive(engine, 10, window=window, supply=0, told=True)
+    course = drive(engine, 120, window=window, told=True)
+    assert 0.9 * initial <= min(step.window for step in course)
+    assert max(step.window for step in course) <= initial
+    engine.others = 0
+    assert drive(engine, 30, window=window, told=True)[-1].window >= 512 + RESERVE_FLOOR
+
+
+# The window: a recorded course
+
+
+class Recorded(NamedTuple):
+    """One reading of a recorded course; `finished` counts from its start."""
+
+    seconds: float
+    running: int
+    waiting: int
+    kv_cache_percent: float
+    in_flight: int
+    window: int
+    finished: int
+
+
+def recorded() -> list[Recorded]:
+    """Return a course recorded on an H100 with 80 GB, vLLM 0.26.0 and 512 slots, 2026-11-23.
+
+    8B-shaped dummy weights; two jobs of 3,000 requests, and after each 3,000 of another client.
+    """
+    path = Path(__file__).parent / "traces" / "h100-8b-512.json"
+    return [Recorded(*reading) for reading in json.loads(path.read_text("utf-8"))["readings"]]
+
+
+def follow(
+    window: WindowController, course: list[Recorded], *, told: bool = True
+) -> list[tuple[Recorded, int]]:
+    """Return each reading with the window that the controller gives for it."""
+    before, sizes = course[0].finished, []
+    for one in course:
+        load = Load(one.running, one.waiting, one.kv_cache_percent / 100, 0)
+        limited = one.in_flight >= one.window - 1 if told else None
+        finished, before = one.finished - before, one.finished
+        sizes.append(window.update(load, one.in_flight, finished, one.seconds, limited=limited))
+    return list(zip(course, sizes, strict=True))
+
+
+def test_recorded_load_of_others_leaves_the_window() -> None:
+    """All the while that only others' requests run and wait, the window stays what it was."""
+    window = WindowController(MINIMUM, MAXIMUM, 699)
+    followed = follow(window, recorded())
+    idle = [
+        (before[1], now[1])
+        for before, now in pairwise(followed)
+        if not now[0].in_flight and now[0].finished == before[0].finished
+    ]
+    assert len(idle) > 80
+    assert all(before == now for before, now in idle)
+    assert window.window >= 512 + RESERVE_FLOOR
+
+
+@pytest.mark.parametrize(("begin", "end", "size"), [(14, 48, 699), (132, 162, 735)])
+def test_recorded_steady_work_keeps_the_window(begin: int, end: int, size: int) -> None:
+    """With a reserve waiting for 512 full slots, and while a job runs out, nothing changes."""
+    steady = [one for one in recorded() if begin <= one.seconds < end]
+    window = WindowController(MINIMUM, MAXIMUM, size)
+    assert {now for _, now in follow(window, steady)} == {size}
+
+
+def test_recorded_excess_is_taken_back() -> None:
+    """Where 1,024 were in flight for 512 slots, some readings bring the window near them."""
+    excess = [one for one in recorded() if 4 < one.seconds < 14]
+    sizes = [now for _, now in follow(WindowController(MINIMUM, MAXIMUM, 1024), excess)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 512 + RESERVE_FLOOR <= sizes[-1] <= 1.6 * 512
+
+
+def test_recorded_cold_start_is_not_given_more_than_it_takes_in() -> None:
+    """While 300 run, 200 wait and 85 a second are taken in, 512 in flight are enough."""
+    cold = [one for one in recorded() if one.seconds < 6]
+    window = WindowController(MINIMUM, MAXIMUM, 512)
+    assert {now for _, now in follow(window, cold)} == {512}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_recorded_stall_at_the_minimum_is_left_at_once(told: bool) -> None:  # noqa: FBT001 - a parameter of the table
+    """Where 7 of 8 in flight were read for 22 s, the first reading with some running grows."""
+    stall = [one for one in recorded() if 100 <= one.seconds < 122 and one.in_flight]
+    assert {one.in_flight for one in stall} == {7, 8}
+    sizes = [size for _, size in follow(WindowController(8, MAXIMUM, 8), stall, told=told)]
+    assert sizes[0] > 8
 
 
 def test_window_does_not_grow_while_it_is_not_the_limit() -> None:
@@ -608,6 +785,21 @@ def test_unchanging_figures_lead_to_an_unchanging_window(
         in_flight = min(window.window, (load.running or 0) + (load.waiting or 0))
         sizes.append(window.update(load, in_flight, finished, now + reading * 0.5))
     assert len(set(sizes[-50:])) == 1
+
+
+@given(
+    st.lists(readings, max_size=20),
+    st.lists(st.tuples(loads, st.floats(0, 1e6), st.none() | st.booleans()), max_size=20),
+)
+def test_nothing_in_flight_never_moves_the_window(
+    trace: list[tuple[Load, float, int, float]],
+    idle: list[tuple[Load, float, bool | None]],
+) -> None:
+    """After any past, and whatever the engine then shows, an idle window stays as it is."""
+    window, _ = replay(trace)
+    found = window.window
+    for load, now, limited in idle:
+        assert window.update(load, 0, 0, now, limited=limited) == found
 
 
 @given(st.lists(readings, max_size=30))
