@@ -6,6 +6,7 @@ Invariants: every launched flight arrives exactly once; nothing here changes a j
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ class Flight:
     ordinal: int
     custom_id: str
     generation: int
+    launched_at: float
 
     @property
     def line(self) -> int:
@@ -68,7 +70,8 @@ class Attempts:
 
     def launch(self, run: JobRun, ordinal: int, request: wire.Request, model: str | None) -> None:
         """Start one attempt."""
-        flight = Flight(run, ordinal, request.custom_id, self._engine.info.generation)
+        generation = self._engine.info.generation
+        flight = Flight(run, ordinal, request.custom_id, generation, time.monotonic())
         run.start(ordinal)
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
         body = wire.engine_body(request, model)

@@ -14,6 +14,7 @@ import typer
 
 from inbox_daemon import __version__, cli_dead
 from inbox_daemon.cli_common import (
+    CONFIG,
     REFUSED,
     ConfigOption,
     FilesArgument,
@@ -78,8 +79,10 @@ def run(
     from inbox_daemon import daemon, logs
 
     logs.set_up(verbose=verbose)
+    with errors(misconfigured=CONFIG):
+        settings = load(config, spool)
     with errors():
-        daemon.serve(load(config, spool))
+        daemon.serve(settings)
 
 
 @app.command()

@@ -17,6 +17,8 @@ from inbox_daemon.config import Config
 from inbox_daemon.errors import Blame, InboxDaemonError
 
 REFUSED, USAGE, DEAD_LETTERS = 1, 2, 3
+# sysexits.h: systemd need not start again what cannot be configured.
+CONFIG = 78
 
 ConfigOption = Annotated[
     Path | None,
@@ -36,13 +38,16 @@ FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE…", help="JS
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Turn an error made on purpose into one sentence and an exit status."""
+def errors(misconfigured: int = USAGE) -> Iterator[None]:
+    """Turn an error made on purpose into one sentence and an exit status.
+
+    `misconfigured` is the status for an error that is not the sender's to mend.
+    """
     try:
         yield
     except InboxDaemonError as error:
         typer.echo(f"inbox-daemon: {error.message}", err=True)
-        raise typer.Exit(REFUSED if error.blame is Blame.SENDER else USAGE) from None
+        raise typer.Exit(REFUSED if error.blame is Blame.SENDER else misconfigured) from None
 
 
 def load(config: Path | None, spool: Path | None) -> Config:

@@ -43,6 +43,9 @@ class Collector:
         self._hunt, self._committer = hunt, committer
         self._rng = random.Random()  # noqa: S311 - jitter is no secret
         self._poison_streak = 0
+        self._refused: dict[Suspect, tuple[float, int]] = {}
+        self._refusals_in_a_row = 0
+        self._served_at = 0.0
         self.suspects: list[Suspect] = []
         self.hold_until = 0.0
         self.problem: str | None = None
@@ -76,8 +79,15 @@ class Collector:
             job_id, flight.line, custom_id, reply.status, reply.request_id, reply.body
         )
         flight.run.succeed(flight.ordinal, line, verdict.usage)
-        self._poison_streak, self.problem = 0, None
+        self._poison_streak = 0
+        self._served(flight)
         self._ended()
+
+    def _served(self, flight: Flight) -> None:
+        """Note that the engine serves us, unless this was sent before it refused us."""
+        self._served_at = max(self._served_at, flight.launched_at)
+        if flight.launched_at >= self.hold_until:
+            self.problem, self._refusals_in_a_row = None, 0
 
     def _fail(self, flight: Flight, verdict: Verdict) -> None:
         """Charge the attempt; try again later, or bury the request if it was the last."""
@@ -91,13 +101,30 @@ class Collector:
         run.fail(flight.ordinal, history, time.monotonic() + delay)
 
     def _hold(self, flight: Flight, verdict: Verdict) -> None:
-        """The server refuses us, not the request: wait for the operator."""
+        """The server refuses us, or this request: find out which.
+
+        Nothing more is sent for a while.  If requests that are sent afterwards are
+        answered, it is the request that is refused, as by a gateway's filter, and after
+        its attempts it is buried; until then nobody is charged.
+        """
+        now, suspect = time.monotonic(), _suspect(flight)
+        first, count = self._refused.get(suspect, (now, 0))
+        limit = flight.run.record.max_attempts or self._config.run.max_attempts
+        if count + 1 >= limit and self._served_at > first:
+            self._refused.pop(suspect, None)
+            self._bury_tried(flight, verdict)
+            return
+        self._refused[suspect] = first, count + 1
         flight.run.abandon(flight.ordinal)
-        self.hold_until = time.monotonic() + REFUSED_PAUSE_S
+        if now < self.hold_until:
+            return  # one of the same wave
+        self.hold_until = now + min(REFUSED_PAUSE_S, 2.0**self._refusals_in_a_row)
+        self._refusals_in_a_row += 1
         self.problem = (
             f"the engine answers {verdict.http_status}: {verdict.message[:200]}; "
             "give the daemon access to it"
         )
+        log.warning("engine_refuses", extra={"status": verdict.http_status, "code": verdict.code})
 
     # -- dead letters ---------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ DISK_TICK_S = 2.0
 RETENTION_TICK_S = 600.0
 MIN_STATUS_GAP_S = 0.2
 STALLED_S = 30.0
+SPARE_DESCRIPTORS = 256
 INTAKE_STALLED_S = 300.0
 _FORCED = 3
 
@@ -126,6 +128,7 @@ class Daemon:
             asyncio.create_task(self._read_disk(), name="disk readings"),
             asyncio.create_task(self._retain(), name="retention"),
             asyncio.create_task(self._report(), name="status"),
+            asyncio.create_task(self._beat(), name="heartbeat"),
         ]
         loops = [
             asyncio.create_task(self.runner.run(), name="runner"),
@@ -216,16 +219,22 @@ class Daemon:
             await asyncio.sleep(RETENTION_TICK_S)
 
     async def _report(self) -> None:
-        """Write the status at each change and at least each interval; beat while all turns."""
+        """Write the status at each change and at least each interval."""
         while True:
             await self._write_status()
-            if self._alive():
-                self._notifier.notify("WATCHDOG=1")
             await asyncio.sleep(MIN_STATUS_GAP_S)
             patience = self.config.status.interval_s - MIN_STATUS_GAP_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), max(patience, MIN_STATUS_GAP_S))
             self.changed.clear()
+
+    async def _beat(self) -> None:
+        """Tell systemd that all turns; its limit is in WATCHDOG_USEC."""
+        interval_s = int(os.environ.get("WATCHDOG_USEC", "20000000")) / 1e6 / 4
+        while True:
+            if self._alive():
+                self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s)
 
     async def _write_status(self) -> None:
         document = self.reporter.build(self.engine.info, time.monotonic())
@@ -297,7 +306,7 @@ async def _main(config: Config, spool: Spool, ledger: Ledger, queue: JobQueue) -
         ledger=ledger,
         queue=queue,
         engine=open_engine(config, state_dir(spool), on_change=changed.set),
-        governor=Governor(config),
+        governor=Governor(config, max_window()),
         gpu=open_gpu(config.gpu.index),
         changed=changed,
     )
@@ -308,6 +317,12 @@ async def _main(config: Config, spool: Spool, ledger: Ledger, queue: JobQueue) -
         await daemon.run()
     finally:
         daemon.gpu.close()
+
+
+def max_window() -> int:
+    """How many requests may be in flight with the descriptors that this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft - SPARE_DESCRIPTORS
 
 
 def state_dir(spool: Spool) -> Path:

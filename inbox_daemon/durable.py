@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import secrets
@@ -23,6 +24,7 @@ from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+_CAP_LEASE = 28
 _COPY_BYTES = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -227,6 +229,18 @@ def lock_file(path: Path, content: bytes) -> int | None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, content, 0)
     return fd
+
+
+def may_lease(owner: int) -> bool:
+    """Say whether we may ask for a lease on a file of that user: ours, or with CAP_LEASE."""
+    return owner == os.geteuid() or _has_cap_lease()
+
+
+@functools.cache
+def _has_cap_lease() -> bool:
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> _CAP_LEASE & 1)
 
 
 def has_writer(fd: int) -> bool | None:

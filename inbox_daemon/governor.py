@@ -28,9 +28,14 @@ _HEAT = frozenset({"hw_thermal", "sw_thermal"})
 class Governor:
     """The window and the chunk size, as the newest readings have them."""
 
-    def __init__(self, config: Config) -> None:
-        """Start with the window's default and the largest chunk."""
-        self._controller = WindowController(MIN_WINDOW, MAX_WINDOW)
+    def __init__(self, config: Config, max_window: int = MAX_WINDOW) -> None:
+        """Start with the window's default and the largest chunk.
+
+        `max_window` bounds the window by what the process may hold open: each request
+        in flight takes a descriptor.
+        """
+        most = max(MIN_WINDOW, min(max_window, MAX_WINDOW))
+        self._controller = WindowController(MIN_WINDOW, most)
         self._sizer = ChunkSizer(config.run.chunk_min, config.run.chunk_max)
         self._thermal = ThermalGovernor(config.gpu.warn_c, config.gpu.stop_c, config.gpu.resume_c)
         self._allowance = OPEN

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from inbox_daemon import control, documents, gate, limits
+from inbox_daemon import control, documents, durable, gate, limits
 from inbox_daemon.admission import Admission, Answer
 from inbox_daemon.config import Config
 from inbox_daemon.control import Controller
@@ -97,7 +97,11 @@ class Intake:
         seen: dict[str | os.PathLike[str], Identity | None] = {}
         self.problem = None
         for lane in Priority:
-            found = await asyncio.to_thread(self._scan, lane)
+            try:
+                found = await asyncio.to_thread(self._scan, lane)
+            except OSError as error:
+                self.problem = f"{error.filename or lane} cannot be read: {error.strerror}"
+                found = None
             seen[self.spool.lane(lane)] = found.identity if found else None
             if found is not None:
                 await self._answer_all(found, lane, waiting)
@@ -105,19 +109,20 @@ class Intake:
         self.hints_missing = watcher.reason
         self.waiting = waiting[:MAX_WAITING]
 
-    def _scan(self, lane: Priority) -> Scan | None:
+    def _scan(self, lane: Priority) -> Scan:
         folder = self.spool.lane(lane)
         try:
             return scan(folder)
-        except OSError as error:
-            self.problem = f"{folder} cannot be read: {error.strerror}; make the folder again"
-            return None
+        except FileNotFoundError:
+            self.spool.mend_inbox()
+            log.warning("inbox_mended", extra={"folder": str(folder)})
+            return scan(folder)
 
     async def _answer_all(self, seen: Scan, lane: Priority, waiting: list[WaitingDrop]) -> None:
-        now, own = time.monotonic(), os.geteuid()
+        now = time.monotonic()
         settling = self._settling[lane]
         sightings = [
-            Sighting(entry.name, entry.signature, own in {0, entry.uid})
+            Sighting(entry.name, entry.signature, durable.may_lease(entry.uid))
             for entry in seen.entries
             if entry.kind is Kind.FILE
         ]

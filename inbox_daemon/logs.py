@@ -23,10 +23,12 @@ def set_up(*, verbose: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
     plain = sys.stderr.isatty() and "JOURNAL_STREAM" not in os.environ
     handler.setFormatter(TextFormatter() if plain else JsonFormatter())
-    root = logging.getLogger("inbox_daemon")
-    root.handlers = [handler]
-    root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    root.propagate = False
+    # The libraries' own warnings too, or they would come out as bare text.
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+    logging.getLogger("inbox_daemon").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # It calls our stopping it, in the moment of an event, an error.
+    logging.getLogger("watchdog").setLevel(logging.CRITICAL)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from builders import CHAT, limits, nested, request
-from inbox_daemon.jobrun import index_lines
+from inbox_daemon.jobinput import JobInput
 from inbox_daemon.limits import MAX_LISTED_FAULTS
 from inbox_daemon.validation import (
     Served,
@@ -158,13 +158,12 @@ def test_validator_and_runner_count_the_same_requests(data: bytes) -> None:
     found = check(data, max_line_bytes=4, keep_invalid=True)
     descriptor = os.memfd_create("job")
     os.write(descriptor, data)
-    numbers, starts = index_lines(descriptor)
-    os.close(descriptor)
-    assert found.requests == len(numbers)
+    with JobInput(Path(f"/proc/self/fd/{descriptor}"), found.requests) as job:
+        os.close(descriptor)
+        numbers = list(job.lines)
+        firsts = [job.read(ordinal)[:1] for ordinal in range(len(job))]
     assert {line.line for line in found.invalid} <= set(numbers)
-    assert [data[start : start + 1] for start in starts] == [
-        data.split(b"\n")[number - 1][:1] for number in numbers
-    ]
+    assert firsts == [data.split(b"\n")[number - 1][:1] for number in numbers]
 
 
 # -- what must be unique or the same ------------------------------------------------

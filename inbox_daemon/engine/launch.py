@@ -10,12 +10,18 @@ of whoever ends the process group (processes.py).
 Usage: launch.py PARENT_PID COMMAND [ARGUMENT...]
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+# Of the two, the kernel shall take the engine: the daemon starts it again.
+_OOM_SCORE = "500"
 _NOT_FOUND = 127
 _NOT_STARTED = 126
 
@@ -26,7 +32,11 @@ def main(parent: int, command: list[str]) -> None:
     Exits with 127 when there is no such command and 126 when it cannot be started,
     as a shell does.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # What the service may do to other users' files, its engine may not.
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _offer_to_oom_killer()
     if os.getppid() != parent:
         sys.exit("the daemon ended before its engine began")
     # Python ignores this one for itself, and what is ignored stays so across exec.
@@ -39,6 +49,11 @@ def main(parent: int, command: list[str]) -> None:
     except OSError as error:
         sys.stderr.write(f"{command[0]}: cannot be started: {error.strerror}\n")
         sys.exit(_NOT_STARTED)
+
+
+def _offer_to_oom_killer() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from inbox_daemon.spool.layout import Layout
 from inbox_daemon.states import Priority
 
 # A drop that is being taken away, in claimed/, by the ULID of its claim.
-_ASIDE = re.compile(r"[0-9A-Z]{26}\.(high|normal|low)\.drop\.")
+_ASIDE = re.compile(r"[0-9A-Z]{26}\.(high|normal|low)\.drop$")
 
 
 class Inbox(Layout):
@@ -89,7 +89,7 @@ class Inbox(Layout):
         """Remove a drop whose content we hold; False when it is gone, or another file by now."""
         aside = self.seize(name, priority, signature, job_id)
         if aside is not None:
-            durable.remove_file(aside)
+            durable.remove_tree(aside.parent)
         return aside is not None
 
     def seize(
@@ -100,10 +100,13 @@ class Inbox(Layout):
         The rename decides: what is seized is what was looked at, and a newer file of
         the same name stays.
         """
-        aside = self.claimed / f"{job_id}.{priority}.drop.{name}"
+        # In a folder of its own, because a name may be as long as the filesystem allows.
+        aside = self.claimed / f"{job_id}.{priority}.drop" / name
+        durable.make_dir(aside.parent)
         try:
             durable.rename_noreplace(self.lane(priority) / name, aside)
         except FileNotFoundError:
+            durable.remove_empty_dir(aside.parent)
             return None
         if _same_file(aside, signature):
             return aside
@@ -111,12 +114,12 @@ class Inbox(Layout):
         return None
 
     def _put_back(self, aside: Path) -> None:
-        origin, name = aside.name.split(".drop.", 1)
-        lane = self.lane(Priority(origin.rpartition(".")[2]))
+        lane = self.lane(Priority(aside.parent.name.split(".")[1]))
         try:
-            durable.rename_noreplace(aside, lane / name)
+            durable.rename_noreplace(aside, lane / aside.name)
         except FileExistsError:
             self.set_aside(aside)
+        durable.remove_empty_dir(aside.parent)
 
     def remove_drop(self, name: str, priority: Priority) -> None:
         """Remove a file of inbox/ that has done its work, such as NAME.jsonl.ready."""
@@ -127,9 +130,10 @@ class Inbox(Layout):
 
         What was accepted from them is recognised by its content and not run again.
         """
-        for aside in sorted(self.claimed.iterdir()):
-            if _ASIDE.match(aside.name):
-                self._put_back(aside)
+        for folder in sorted(self.claimed.iterdir()):
+            if _ASIDE.match(folder.name):
+                for aside in folder.iterdir():
+                    self._put_back(aside)
 
 
 def _same_file(path: Path, signature: Signature) -> bool:

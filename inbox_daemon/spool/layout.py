@@ -74,6 +74,15 @@ class Layout:
         durable.make_dir(path)
         path.chmod(_SHARED.get(path.name, 0o700))
 
+    def mend_inbox(self) -> None:
+        """Make inbox/ and its lanes again if a sender's script has removed them.
+
+        Not where the rest of the spool is gone too: then its filesystem is not mounted.
+        """
+        if self.claimed.is_dir():
+            for lane in Priority:
+                self._create_folder(self.lane(lane))
+
     def check(self) -> None:
         """Hold the spool to what every move relies on.
 

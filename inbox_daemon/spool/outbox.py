@@ -5,6 +5,7 @@ Invariants: a published folder is never changed; a notice (a folder with nothing
 status.json) may be replaced by its newer self and gives way to results.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +36,10 @@ class Outbox(Layout):
         return (self.outbox / name / OUTPUT).exists() or self._holds_strangers(name)
 
     def _holds_strangers(self, name: str) -> bool:
-        folder = self.outbox / name
-        return folder.is_dir() and any(entry.name != STATUS for entry in folder.iterdir())
+        try:
+            return any(entry.name != STATUS for entry in (self.outbox / name).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def read_status(self, name: str) -> dict[str, object] | None:
         """outbox/NAME/status.json, None when it is missing or unreadable."""
@@ -51,7 +54,7 @@ class Outbox(Layout):
         folder = self.outbox / name
         if self.holds_results(name) or (os.path.lexists(folder) and not folder.is_dir()):
             return False
-        if folder.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # it may be collected at any moment
             durable.replace_file(folder / STATUS, document, self.claimed)
             return True
         built = self.claimed / f"notice.{name}"
@@ -83,13 +86,16 @@ class Outbox(Layout):
     def published_folders(self) -> Iterator[tuple[str, float, int]]:
         """Each folder of outbox/: its name, when it was published, its bytes."""
         for folder in sorted(self.outbox.iterdir()):
-            if folder.is_dir() and not folder.is_symlink() and (folder / STATUS).exists():
-                size = sum(path.lstat().st_size for path in folder.iterdir())
-                yield folder.name, (folder / STATUS).lstat().st_mtime, size
+            # Whoever fetches it may remove it at any moment.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                at = (folder / STATUS).lstat().st_mtime
+                if not folder.is_symlink():
+                    yield folder.name, at, sum(path.lstat().st_size for path in folder.iterdir())
 
     def remove_published(self, name: str) -> None:
         """Remove a folder of outbox/: out of sight first, so that none is seen in part."""
         aside = self.claimed / f"retained.{name}"
         durable.remove_tree(aside)
-        durable.move(self.outbox / name, aside)
+        with contextlib.suppress(FileNotFoundError):  # fetched away meanwhile
+            durable.move(self.outbox / name, aside)
         durable.remove_tree(aside)

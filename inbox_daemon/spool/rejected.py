@@ -41,6 +41,8 @@ class Rejections(Layout):
         durable.sync_dir(self.claimed)
         after(JobState.CLAIMED, Event.REJECT)
         durable.move(source, self.rejected / file)
+        if source.parent.parent == self.claimed:  # it was seized
+            durable.remove_empty_dir(source.parent)
         durable.move(note, self.rejected / _reason_name(file))
 
     def finish_rejections(self) -> None:
