@@ -134,7 +134,7 @@ class DaemonProcess:
 
     def engine_processes(self) -> list[Process]:
         """The processes of the engine that runs under the daemon."""
-        return descendants(self.process.pid) if self._child else []
+        return descendants(self._child.pid) if self._child else []
 
     def kill(self) -> list[Process]:
         """SIGKILL the daemon, and nothing else; return what was running below it."""
