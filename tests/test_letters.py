@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from builders import job_record, nested, request
 from inbox_daemon.engine.base import Fault as EngineFault
 from inbox_daemon.engine.base import FaultKind, Reply
-from inbox_daemon.letters import Grave, bury, bury_invalid, bury_poison, charge
+from inbox_daemon.letters import Grave, bury, bury_ended, bury_invalid, bury_poison, charge
 from inbox_daemon.model import Fault
 from inbox_daemon.outcomes import judge
 from inbox_daemon.records import DeadLetter, DeadReason
@@ -61,10 +61,24 @@ def test_a_charge_keeps_the_newest_failure() -> None:
 
 def test_a_poison_letter_says_what_the_request_does() -> None:
     """A request that kills the engine is named as such, and may be run again by hand."""
-    burial = bury_poison(grave(request("p")), 2, 5.0)
+    history = charge(None, judge(EngineFault(FaultKind.TIMEOUT, "slow")), 1.0)
+    burial = bury_poison(grave(request("p")), 2, history, 5.0)
     assert burial.letter.reason is DeadReason.POISON
     assert "2 times" in burial.letter.message
+    assert (burial.letter.first_at, burial.letter.last_at) == (1.0, 5.0)
     assert burial.retryable
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"), [(DeadReason.CANCELLED, "cancelled"), (DeadReason.EXPIRED, "expired")]
+)
+def test_a_request_that_was_not_run_any_more_says_why(reason: DeadReason, words: str) -> None:
+    """The rest of a job that ended early is listed with that reason, and may be run again."""
+    burial = bury_ended(grave(request("a")), reason, None, 5.0)
+    assert burial.letter.reason is reason
+    assert words in burial.letter.message
+    assert orjson.loads(burial.output)["error"]["code"] == reason.value
+    assert (burial.retryable, burial.letter.redrivable) == (True, True)
 
 
 def test_an_invalid_line_is_never_offered_for_another_run() -> None:
