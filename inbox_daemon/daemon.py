@@ -181,9 +181,8 @@ class Daemon:
     async def _read_gpu(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):  # a hung driver is told by the next sample
-                sample = await asyncio.wait_for(
-                    asyncio.to_thread(self.gpu.sample, self.engine.info.pids), GPU_PATIENCE_S
-                )
+                async with asyncio.timeout(GPU_PATIENCE_S):
+                    sample = await asyncio.to_thread(self.gpu.sample, self.engine.info.pids)
                 self._take_gpu(sample)
             await asyncio.sleep(GPU_TICK_S)
 
@@ -225,7 +224,10 @@ class Daemon:
             await asyncio.sleep(MIN_STATUS_GAP_S)
             patience = self.config.status.interval_s - MIN_STATUS_GAP_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), max(patience, MIN_STATUS_GAP_S))
+                # Not wait_for: in Python 3.11 it loses a cancellation that meets the end of its
+                # wait, and the daemon would never stop.
+                async with asyncio.timeout(max(patience, MIN_STATUS_GAP_S)):
+                    await self.changed.wait()
             self.changed.clear()
 
     async def _beat(self) -> None:

@@ -86,7 +86,8 @@ class Intake:
         """Wait for a hint or for the next scan, whichever is first."""
         interval_s = self.config.intake.scan_interval_s
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), interval_s)
+            async with asyncio.timeout(interval_s):
+                await self._wake.wait()
             # Events come in bursts; one scan answers all of them.
             await asyncio.sleep(min(0.05, interval_s / 4))
         self._wake.clear()

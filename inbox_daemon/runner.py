@@ -120,8 +120,10 @@ class Runner:
 
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), self._patience())
-        # From Python 3.12 on the wait above may return without letting anything else run: what
+            # Not wait_for, which loses a cancellation that meets the end of its wait (3.11).
+            async with asyncio.timeout(self._patience()):
+                await self._wake.wait()
+        # The wait above may return without letting anything else run: what
         # woke us would still be counted as in flight, and its place stay empty for a turn.
         await asyncio.sleep(0)
         self._wake.clear()
