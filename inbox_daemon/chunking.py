@@ -279,7 +279,7 @@ class WindowController:
         intake = max(0, running - self._recent[-1]) + max(0, finished)
         few = int(max(RESERVE_FLOOR, RESERVE_SHARE * running)) // 4
         # A cold engine that takes in ever more is not left to run out first.
-        low = max(few, min(running // 3, 2 * intake)) if rising and not self._saturated else few
+        low = max(few, running // 3) if rising and not self._saturated else few
         used = in_flight >= USED_SHARE * self._window
         limited = self._is_limited(in_flight, limited=limited)
         known = running + max(few, RESERVE_FLOOR) >= 0.75 * in_flight

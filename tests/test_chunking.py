@@ -447,6 +447,12 @@ def test_small_window_grows_though_each_sample_misses_that_it_is_full(
     assert course[-1].window <= 1.6 * 512
 
 
+def test_few_in_flight_count_as_known_though_half_of_them_travel() -> None:
+    """Of 8 in flight with 4 seen running the rest is on its way, and no reason to wait."""
+    window = WindowController(MINIMUM, MAXIMUM, MINIMUM)
+    assert window.update(Load(4, 0), 8, 4, 0.5, limited=True) == 2 * MINIMUM
+
+
 def test_window_far_below_what_is_sent_is_told_so() -> None:
     """A controller that hears that it is the limit grows whatever a sample shows."""
     window = WindowController(MINIMUM, MAXIMUM, 100)
