@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inbox_daemon import config, daemon
+from inbox_daemon import cli_common, config, daemon
 from inbox_daemon.config import Config
 from inbox_daemon.spool import Spool
 
@@ -101,14 +101,15 @@ def test_a_stop_outlasts_the_drain(unit: dict[str, list[str]]) -> None:
 
 
 def test_the_service_always_comes_back(unit: dict[str, list[str]]) -> None:
-    """However often the daemon ends, systemd starts it again."""
+    """However often the daemon ends, systemd starts it again, but not misconfigured."""
     assert unit["Restart"] == ["always"]
+    assert unit["RestartPreventExitStatus"] == [str(cli_common.CONFIG)]
     assert unit["StartLimitIntervalSec"] == ["0"]
 
 
 def test_the_watchdog_outlasts_a_beat(unit: dict[str, list[str]]) -> None:
     """A daemon that beats only every so often, or is judged stalled, is not killed early."""
-    longest = max(daemon.STALLED_S, 2 * Config().status.interval_s)
+    longest = max(daemon.STALLED_S, 2 * Config.model_validate({}).status.interval_s)
     assert int(unit["WatchdogSec"][0]) > longest
     assert unit["Type"] == ["notify"]
     assert unit["NotifyAccess"] == ["main"]

@@ -1,0 +1,237 @@
+"""The installed service under a real systemd as PID 1, in a container of systemd-nspawn.
+
+One boot serves all tests: deploy_inside.py installs the service by the README's commands,
+uses it, kills it, and writes down what it saw.  The unit is the real one; a drop-in says
+where this machine's Python has its libraries, and for the last step makes the watchdog
+less patient.
+"""
+
+import json
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+INSIDE = CHECKOUT / "tests" / "deploy_inside.py"
+BOOT_S = 150
+Json = dict[str, Any]
+
+TARGET = """\
+[Unit]
+Requires=basic.target driver.service
+After=basic.target
+AllowIsolate=yes
+"""
+DRIVER = """\
+[Unit]
+After=basic.target
+SuccessAction=exit-force
+FailureAction=exit-force
+[Service]
+Type=oneshot
+WorkingDirectory=/src
+Environment=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+Environment=LD_LIBRARY_PATH=/opt/python/lib
+ExecStart=/opt/python/bin/python3 /src/tests/deploy_inside.py /out/facts.json
+StandardOutput=append:/out/driver.log
+StandardError=append:/out/driver.log
+"""
+DROP_IN = """\
+mkdir -p /etc/systemd/system/inbox-daemon.service.d
+printf '[Service]\\nEnvironment=LD_LIBRARY_PATH=/opt/python/lib\\n' \\
+    >/etc/systemd/system/inbox-daemon.service.d/place.conf
+"""
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("nspawn"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can boot a container"),
+    pytest.mark.skipif(
+        not (shutil.which("systemd-nspawn") and Path("/lib/systemd/systemd").exists()),
+        reason="systemd-nspawn (Debian: systemd-container) is not installed",
+    ),
+]
+
+
+def install_commands() -> str:
+    """The README's commands that install the service, as the machine's owner types them."""
+    readme = (CHECKOUT / "README.md").read_text()
+    found = re.search(r"<!-- install-service -->\n```sh\n(.*?)```", readme, re.DOTALL)
+    assert found, "README.md has no block of commands marked install-service"
+    return found[1]
+
+
+def lay_out(root: Path) -> list[str]:
+    """Make what the container sees of this machine; return the arguments that bind it in."""
+    for name in ("units", "out", "src/deploy", "src/tests", "venv/bin", "src/inbox_daemon"):
+        (root / name).mkdir(parents=True)
+    (root / "units" / "go.target").write_text(TARGET)
+    (root / "units" / "driver.service").write_text(DRIVER)
+    (root / "src" / "install.sh").write_text(DROP_IN + install_commands())
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (root / "venv" / "pyvenv.cfg").write_text("home = /opt/python/bin\n")
+    (root / "venv" / "bin" / "python").symlink_to(f"/opt/python/bin/{version}")
+    program = root / "venv" / "bin" / "inbox-daemon"
+    program.write_text(
+        "#!/opt/inbox-daemon/bin/python\nfrom inbox_daemon.cli import main\nmain()\n"
+    )
+    program.chmod(0o755)
+    packages = root / "venv" / "lib" / version / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "here.pth").write_text("/src\n/opt/packages\n")
+    binds = {
+        root / "units": "/run/systemd/system",
+        root / "src": "/src",
+        CHECKOUT / "deploy": "/src/deploy",
+        CHECKOUT / "tests": "/src/tests",
+        CHECKOUT / "inbox_daemon": "/src/inbox_daemon",
+        root / "venv": "/opt/inbox-daemon",
+        Path(sys.base_prefix): "/opt/python",
+        Path(site.getsitepackages()[0]): "/opt/packages",
+    }
+    assert Path(sysconfig.get_config_var("LIBDIR")).is_relative_to(sys.base_prefix)
+    return [f"--bind={root / 'out'}:/out", *(f"--bind-ro={a}:{b}" for a, b in binds.items())]
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Json:
+    """Return what was seen in the container, by step."""
+    root = tmp_path_factory.mktemp("machine")
+    command = [
+        *("systemd-nspawn", "--quiet", "--directory=/", "--volatile=yes", "--register=no"),
+        *("--keep-unit", "--private-network", "--console=pipe", *lay_out(root)),
+        *("-b", "systemd.unit=go.target", "systemd.firstboot=off"),
+    ]
+    with (root / "console.log").open("wb") as console:
+        subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            timeout=BOOT_S,
+        )
+    if not (root / "out" / "driver.log").exists():
+        last = (root / "console.log").read_text(errors="replace")[-500:]
+        pytest.skip(f"systemd-nspawn cannot boot a container here: {last}")
+    found = root / "out" / "facts.json"
+    assert found.exists(), (root / "out" / "driver.log").read_text()[-3000:]
+    seen: Json = json.loads(found.read_bytes())
+    return seen
+
+
+def seen(facts: Json, name: str) -> Json:
+    """What was seen in one step; one that failed, or was not reached, fails the test."""
+    found: Json = facts.get(name, {"error": "an earlier step failed"})
+    assert "error" not in found, f"{found['error']}\n{facts['journal'][-6000:]}"
+    return found
+
+
+def test_the_documented_commands_install_it(facts: Json) -> None:
+    """Each command of the README's sequence succeeds on a machine that never saw it."""
+    install = seen(facts, "install")
+    assert install["status"] == 0, install["words"]
+    assert install["config_mode"] & 0o7 == 0
+
+
+def test_it_starts(facts: Json) -> None:
+    """The service reaches READY within seconds and says in words what it does."""
+    start = seen(facts, "start")
+    assert start["state"] == "active"
+    assert start["text"].startswith("idle: 0 jobs")
+    assert start["started_s"] < 10
+    assert start["user"] == "inbox-daemon"
+
+
+def test_it_has_no_privileges_but_leases(facts: Json) -> None:
+    """The daemon has CAP_LEASE alone and its engine none; a system-call filter is on."""
+    start = seen(facts, "start")
+    assert int(start["walls"]["capabilities"], 16) == 0
+    assert int(start["capabilities"], 16) == 1 << 28
+    assert start["no_new_privileges"] == "1"
+    assert start["seccomp"] == "2"
+
+
+def test_it_writes_nowhere_else(facts: Json) -> None:
+    """The engine, its child, can write into the spool, its cache and a /tmp of its own only."""
+    walls = seen(facts, "start")["walls"]
+    assert walls["writable"] == []
+    assert walls["spool_writable"]
+    assert walls["tmp_writable"]
+    assert not walls["sees_homes"]
+    assert not walls["mounts"]
+    assert not walls["sets_uid"]
+    assert walls["home"] == "/var/cache/inbox-daemon"
+
+
+def test_it_is_cut_off_from_the_network(facts: Json) -> None:
+    """No port is open, no host can be reached, and its socket lies where nobody else looks."""
+    start = seen(facts, "start")
+    assert start["listening"] == ""
+    assert start["walls"]["interfaces"] == ["lo"]
+    assert not start["walls"]["reaches_network"]
+    assert start["runtime_mode"] == 0o700
+
+
+def test_a_member_of_its_group_sends_and_fetches(facts: Json) -> None:
+    """A sender drops a file and reads the answers, and neither sees nor removes the rest."""
+    use = seen(facts, "use")
+    assert use["answers"] == [f"r{n}" for n in range(5)]
+    assert use["forbidden"] == []
+    assert not use["removable"]
+
+
+def test_it_makes_its_lanes_again(facts: Json) -> None:
+    """Removed by somebody, the lanes of inbox/ come back with the group's rights."""
+    mend = seen(facts, "mend")
+    assert mend["modes"] == [0o2770] * 2
+    assert mend["answers"] == 2
+
+
+def test_it_stops_at_a_bad_configuration(facts: Json) -> None:
+    """A configuration that cannot be used fails the unit once, and a mended one starts it."""
+    misconfigure = seen(facts, "misconfigure")
+    assert (misconfigure["state"], misconfigure["mended"]) == ("failed", "active")
+
+
+def test_it_comes_back_after_a_kill(facts: Json) -> None:
+    """Killed in the middle of a job, the daemon is started again and finishes it."""
+    kill = seen(facts, "kill")
+    assert kill["restarts"] == "1"
+    assert kill["answers"] == 120
+
+
+def test_a_dying_engine_is_no_failure(facts: Json) -> None:
+    """However often the engine is killed, it is the same daemon and an active service."""
+    crash = seen(facts, "crash_engine")
+    assert crash["same_daemon"]
+    assert crash["state"] == "active"
+
+
+def test_a_stop_drains(facts: Json) -> None:
+    """A stop in the middle of a job ends within its time, cleanly; a start resumes the job."""
+    stop = seen(facts, "stop")
+    assert stop["stopped_s"] < 30
+    assert (stop["state"], stop["result"], stop["left"]) == ("inactive", "success", "")
+    assert stop["answers"] == 120
+
+
+def test_a_hang_is_ended(facts: Json) -> None:
+    """A daemon that stops beating is killed by the watchdog and started again."""
+    hang = seen(facts, "hang")
+    assert hang["restarted"]
+    assert hang["state"] == "active"
+
+
+def test_the_drop_in_opens_the_network(facts: Json) -> None:
+    """With inbox-daemon-network.conf the daemon is in the machine's own network."""
+    assert seen(facts, "hang")["network_shared"]
