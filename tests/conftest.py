@@ -1,6 +1,7 @@
 """Fixtures for tests that run real processes; each ends with its test, whatever happens."""
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from harness import DaemonProcess, StandinProcess
 from harness_jobs import Json
 
 DAEMONS = pytest.StashKey[list[DaemonProcess]]()
+# The demo's own settings and checks are used by tests of the real engine.
+sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 MakeDaemon = Callable[..., DaemonProcess]
 StartStandin = Callable[..., StandinProcess]
 

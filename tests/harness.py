@@ -107,7 +107,7 @@ class DaemonProcess:
 
     # -- its life -------------------------------------------------------------------
 
-    def start(self, *, ready: bool = True) -> "DaemonProcess":
+    def start(self, *, ready: bool = True, patience_s: float = PATIENCE_S) -> "DaemonProcess":
         """Start it; return when its engine is ready, or with the first status."""
         assert self._child is None
         self.write_config()
@@ -121,8 +121,22 @@ class DaemonProcess:
                 cwd=self.folder,
                 start_new_session=True,
             )
-        self.wait_status(lambda s: s["engine"]["state"] == "ready" or not ready, "a ready engine")
+        if ready:
+            self.wait_ready(patience_s)
+        else:
+            self.wait(self.status, "its first health document")
         return self
+
+    @property
+    def running(self) -> bool:
+        """Say whether it was started and has not ended."""
+        return self._child is not None and self._child.poll() is None
+
+    def wait_ready(self, patience_s: float = PATIENCE_S) -> None:
+        """Wait until the engine can answer."""
+        self.wait_status(
+            lambda s: s["engine"]["state"] == "ready", "a ready engine", patience_s=patience_s
+        )
 
     @property
     def process(self) -> Process:
@@ -269,6 +283,10 @@ class DaemonProcess:
     def check_results(self, name: str, lines: list[bytes]) -> Outputs:
         """Wait for a job's results and check them."""
         return check_outputs(lines, self.wait_outcome(name))
+
+    def verify(self, name: str) -> int:
+        """Let the product prove a job itself; the exit status."""
+        return inbox_daemon("verify", name, "--config", self.config).returncode
 
     def wait_refusal(self, name: str, stem: str | None = None) -> Json:
         """Wait until a file was refused; return the reason, and hold the notice to it."""
