@@ -7,9 +7,14 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from harness import DaemonProcess, StandinProcess
 from harness_jobs import Json
+
+# A machine that is busy is no fault of the code.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 DAEMONS = pytest.StashKey[list[DaemonProcess]]()
 # The demo's own settings and checks are used by tests of the real engine.

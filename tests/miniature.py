@@ -94,10 +94,10 @@ class Miniature:
 
     def execute(self, run: JobRun, ordinal: int) -> None:
         """Answer one request with its own custom_id."""
-        line = run.line_of(ordinal)
+        line = run.input.line_of(ordinal)
         run.start(ordinal)
         self.executed.append((run.record.name, line))
-        custom_id = orjson.loads(run.read(ordinal, 1 << 20))["custom_id"]
+        custom_id = orjson.loads(run.input.read(ordinal))["custom_id"]
         body = orjson.dumps({"echo": custom_id})
         output = wire.output_line(run.record.id, line, custom_id, 200, "r", body)
         run.succeed(ordinal, output, Usage(input_tokens=1, output_tokens=2, total_tokens=3))

@@ -188,7 +188,6 @@ def test_a_drop_that_is_gone_is_no_error(spool: Spool) -> None:
     spool.remove_drop("a.jsonl", NORMAL)
 
 
-@pytest.mark.xfail(strict=True, reason="the name aside is longer than the filesystem allows")
 @pytest.mark.parametrize("name", ["a" * 255, "я" * 127])
 def test_a_name_of_any_length_can_be_seized(spool: Spool, name: str) -> None:
     """The longest name that a sender can make is refused like any other bad one."""

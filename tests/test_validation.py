@@ -1,7 +1,6 @@
 """Validation: the yes or no to a whole file, with every fault in its line."""
 
 import io
-import os
 from pathlib import Path
 
 import orjson
@@ -153,17 +152,18 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES | st.binary(max_size=3), max_size=30).map(b"".join))
 @example(b" " * 9 + b"\n{}")
-def test_validator_and_runner_count_the_same_requests(data: bytes) -> None:
+def test_validator_and_runner_count_the_same_requests(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     """What the validator counts as a request is what the runner will run, line by line."""
     found = check(data, max_line_bytes=4, keep_invalid=True)
-    descriptor = os.memfd_create("job")
-    os.write(descriptor, data)
-    with JobInput(Path(f"/proc/self/fd/{descriptor}"), found.requests) as job:
-        os.close(descriptor)
-        numbers = list(job.lines)
-        firsts = [job.read(ordinal)[:1] for ordinal in range(len(job))]
-    assert {line.line for line in found.invalid} <= set(numbers)
-    assert firsts == [data.split(b"\n")[number - 1][:1] for number in numbers]
+    path = tmp_path_factory.mktemp("job") / "input.jsonl"
+    path.write_bytes(data)
+    with JobInput(path, found.requests) as job:
+        assert {line.line for line in found.invalid} <= set(job.lines)
+        assert [job.read(ordinal) for ordinal in range(len(job))] == [
+            data.split(b"\n")[number - 1] for number in job.lines
+        ]
 
 
 # -- what must be unique or the same ------------------------------------------------

@@ -1,0 +1,416 @@
+"""A running job in memory: each request has one mark, and only what is committed counts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import JOB_ID, dead_letter, job_record, make_spool, request
+from inbox_daemon.errors import DamagedJobError
+from inbox_daemon.jobinput import JobInput
+from inbox_daemon.jobrun import Batch, JobRun
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.model import Usage
+from inbox_daemon.records import DeadReason, RetryRecord
+from inbox_daemon.spool import Spool
+
+LINES = [request(f"r{n}") for n in range(6)]
+RETRY = RetryRecord(
+    failures=1,
+    reason=DeadReason.MAX_ATTEMPTS,
+    code="http_500",
+    message="no",
+    http_status=500,
+    first_at=1.0,
+    last_at=2.0,
+)
+
+
+class Desk:
+    """One job on a real spool, which can be closed and opened again."""
+
+    def __init__(self, root: Path, lines: list[bytes]) -> None:
+        """Accept and start the job."""
+        self.spool: Spool = make_spool(root)
+        self.ledger = Ledger(self.spool.ledger)
+        count = sum(not line.isspace() for line in lines if line)
+        self.record = job_record(requests=count)
+        self.ledger.accept(self.record, [])
+        (self.spool.running / JOB_ID).mkdir()
+        self.spool.input_path(JOB_ID).write_bytes(b"\n".join(lines) + b"\n")
+        self.run = JobRun(self.record, self.spool, self.ledger)
+
+    def reopen(self) -> JobRun:
+        """Drop everything in memory and load the job again."""
+        self.run.close()
+        self.run = JobRun(self.record, self.spool, self.ledger)
+        return self.run
+
+    def commit(self) -> Batch:
+        """Make everything count."""
+        batch = self.run.take_batch()
+        self.run.journal.flush(batch.lines, batch.length)
+        self.ledger.checkpoint([batch.checkpoint])
+        self.run.committed(batch)
+        return batch
+
+    def admit(self, size: int) -> None:
+        """Admit and commit a chunk."""
+        self.run.admit_chunk(size)
+        self.commit()
+
+    def take(self, now: float = 0.0) -> list[int]:
+        """Start everything that may be started; return the ordinals."""
+        taken = []
+        while (ordinal := self.run.next_ordinal(now)) is not None:
+            self.run.start(ordinal)
+            taken.append(ordinal)
+        return taken
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.run.close()
+        self.ledger.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A job of six requests with a blank line after the second."""
+    desk = Desk(tmp_path, [*LINES[:2], b"", *LINES[2:]])
+    yield desk
+    desk.close()
+
+
+# -- lines --------------------------------------------------------------------------
+
+
+def test_lines_and_ordinals_differ_by_blank_lines(desk: Desk) -> None:
+    """A request is known by its line in the file as the sender counts it."""
+    run = desk.run
+    assert [run.input.line_of(ordinal) for ordinal in range(run.total)] == [1, 2, 4, 5, 6, 7]
+    assert run.input.ordinal_of(4) == 2
+    assert run.input.read(2) == LINES[2]
+    for line in (0, 3, 8):
+        with pytest.raises(KeyError):
+            run.input.ordinal_of(line)
+
+
+def test_the_last_line_needs_no_newline(tmp_path: Path) -> None:
+    """A file that ends without one loses nothing."""
+    (tmp_path / "a").write_bytes(b"one\n\ntwo")
+    with JobInput(tmp_path / "a", 2) as found:
+        assert list(found.lines) == [1, 3]
+        assert [found.read(ordinal) for ordinal in range(2)] == [b"one", b"two"]
+        assert [found.count_up_to(line) for line in range(5)] == [0, 1, 1, 2, 2]
+
+
+@given(
+    st.lists(st.binary(max_size=40_000).map(lambda b: b.replace(b"\n", b"x") + b"y"), max_size=5)
+)
+def test_any_line_is_read_back_and_cut_at_the_limit(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    """Lines of any length come back whole, or as far as the limit goes."""
+    path = tmp_path_factory.mktemp("input") / "a"
+    path.write_bytes(b"\n".join(lines))
+    with JobInput(path, len(lines)) as found:
+        assert len(found) == len(lines)
+        for ordinal, line in enumerate(lines):
+            assert found.read(ordinal) == line
+            assert found.read(ordinal, 100) == line[:100]
+            assert found.read(ordinal, len(line)) == line
+        assert sum(found.size_of(ordinal) for ordinal in range(len(lines))) == path.stat().st_size
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_a_file_of_other_requests_than_accepted_is_damage(tmp_path: Path, requests: int) -> None:
+    """More or fewer requests than were accepted are noticed before one of them runs."""
+    (tmp_path / "a").write_bytes(b"one\ntwo\n")
+    with pytest.raises(DamagedJobError):
+        JobInput(tmp_path / "a", requests)
+
+
+# -- admission ----------------------------------------------------------------------
+
+
+def test_nothing_starts_before_its_chunk_is_committed(desk: Desk) -> None:
+    """An admitted chunk waits for the commit that lets a crash know of it."""
+    assert desk.take() == []
+    assert desk.run.admit_chunk(2) == (1, 2)
+    assert (desk.run.admitting, desk.take()) == (True, [])
+    desk.commit()
+    assert not desk.run.admitting
+    assert desk.ledger.progress(JOB_ID).admitted == 2
+    assert desk.take() == [0, 1]
+
+
+def test_the_last_chunk_is_as_large_as_what_is_left(desk: Desk) -> None:
+    """A chunk ends with the job."""
+    desk.admit(4)
+    assert (desk.run.fully_admitted, desk.run.admit_chunk(4)) == (False, (6, 7))
+    assert desk.run.fully_admitted
+    desk.commit()
+    assert desk.take() == list(range(6))
+    assert desk.run.startable == 0
+
+
+def test_a_commit_under_way_does_not_admit_what_came_after(desk: Desk) -> None:
+    """A chunk that was admitted while a commit was being written waits for the next one."""
+    desk.run.admit_chunk(2)
+    batch = desk.run.take_batch()
+    desk.run.admit_chunk(2)
+    desk.ledger.checkpoint([batch.checkpoint])
+    desk.run.committed(batch)
+    assert desk.take() == [0, 1]
+    assert desk.run.admitting
+    desk.commit()
+    assert desk.take() == [2, 3]
+
+
+# -- outcomes -----------------------------------------------------------------------
+
+
+def test_a_result_counts_once_it_is_committed(desk: Desk) -> None:
+    """Progress shows what the disk holds, and the journal has the line at its place."""
+    desk.admit(6)
+    desk.take()
+    desk.run.succeed(3, b"three\n", Usage(input_tokens=2, output_tokens=3, total_tokens=5))
+    desk.run.succeed(0, b"zero\n", None)
+    assert (desk.run.pending, desk.run.progress.completed) == (2, 0)
+    desk.commit()
+    progress = desk.ledger.progress(JOB_ID)
+    assert (progress.completed, progress.input_tokens, progress.output_tokens) == (2, 2, 3)
+    assert desk.run.progress == progress
+    places = dict(desk.ledger.all_entries(JOB_ID))
+    results = desk.spool.results_path(JOB_ID).read_bytes()
+    assert {n: results[e.offset : e.offset + e.length] for n, e in places.items()} == {
+        1: b"zero\n",
+        5: b"three\n",
+    }
+
+
+def test_a_failed_request_waits_for_its_commit_and_its_time(desk: Desk) -> None:
+    """A charged attempt is on the disk before the next one starts, and that one waits."""
+    desk.admit(1)
+    desk.take()
+    desk.run.fail(0, RETRY, due=50.0)
+    assert (desk.take(99.0), desk.run.retrying) == ([], 1)
+    desk.commit()
+    assert desk.ledger.retries(JOB_ID) == {1: RETRY}
+    assert (desk.take(49.0), desk.run.next_due()) == ([], 50.0)
+    assert desk.take(50.0) == [0]
+
+
+def test_an_abandoned_request_is_free_at_once_and_uncharged(desk: Desk) -> None:
+    """What the engine's death or a drain interrupted may run again without a commit."""
+    desk.admit(2)
+    desk.take()
+    desk.run.abandon(1)
+    assert desk.run.in_flight == 1
+    assert desk.take() == [1]
+    assert desk.run.retries == {}
+
+
+def test_a_buried_request_has_its_letter(desk: Desk) -> None:
+    """A dead letter ends the request and is kept with the commit."""
+    desk.admit(2)
+    desk.take()
+    desk.run.bury(1, b"dead\n", dead_letter(2), retryable=True)
+    desk.commit()
+    assert list(desk.ledger.dead_letters(JOB_ID)) == [dead_letter(2)]
+    assert desk.ledger.progress(JOB_ID).failed == 1
+    assert desk.ledger.entries(JOB_ID)[0][1].retryable
+
+
+def test_the_size_of_a_letters_request_makes_a_commit_due(desk: Desk) -> None:
+    """Letters keep their requests, so their bytes count as waiting too."""
+    desk.admit(1)
+    desk.take()
+    desk.run.bury(0, b"dead\n", dead_letter(1), retryable=True)
+    assert desk.run.pending_bytes >= len(LINES[0]) + len(b"dead\n")
+    desk.commit()
+    assert desk.run.pending_bytes == 0
+
+
+def test_a_job_is_complete_when_its_last_outcome_is_committed(desk: Desk) -> None:
+    """Not before: an outcome in memory can still be lost."""
+    desk.admit(6)
+    for ordinal in desk.take():
+        desk.run.succeed(ordinal, b"x\n", None)
+    assert (desk.run.urgent, desk.run.complete) == (True, False)
+    desk.commit()
+    assert desk.run.complete
+    assert not desk.run.dirty
+
+
+# -- the hunt and early ends --------------------------------------------------------
+
+
+def test_a_suspect_is_taken_out_of_the_normal_order(desk: Desk) -> None:
+    """Who is hunted neither starts by itself nor a second time."""
+    desk.admit(2)
+    desk.take()
+    desk.run.abandon(0)
+    desk.run.abandon(1)
+    assert desk.run.claim_suspect(1)
+    assert desk.take() == [0]
+    assert not desk.run.claim_suspect(0)  # it is in flight
+    desk.run.succeed(0, b"x\n", None)
+    assert not desk.run.claim_suspect(0)  # it has ended
+
+
+def test_a_suspect_whose_failure_is_not_committed_may_not_run_yet(desk: Desk) -> None:
+    """An attempt is on the disk before the next one, for suspects as well."""
+    desk.admit(1)
+    desk.take()
+    desk.run.fail(0, RETRY, due=0.0)
+    assert not desk.run.claim_suspect(0)
+    desk.commit()
+    assert desk.run.claim_suspect(0)
+
+
+def test_a_suspect_is_not_started_again_after_a_restart(desk: Desk) -> None:
+    """A suspect that is tried before the normal order reaches it is passed over there."""
+    desk.admit(6)
+    desk.reopen()
+    assert desk.run.claim_suspect(3)
+    desk.run.start(3)
+    assert desk.take() == [0, 1, 2, 4, 5]
+
+
+def test_every_open_request_of_an_ending_job_is_found(desk: Desk) -> None:
+    """Cancelling reaches what never started, what waits and what was given back."""
+    desk.admit(3)
+    desk.take()
+    desk.run.succeed(0, b"x\n", None)
+    desk.run.abandon(1)
+    found = []
+    while (ordinal := desk.run.next_open()) is not None:
+        found.append(ordinal)
+        desk.run.bury(
+            ordinal, b"dead\n", dead_letter(desk.run.input.line_of(ordinal)), retryable=True
+        )
+    assert found == [1, 3, 4, 5]
+    desk.run.abandon(2)
+
+
+# -- a restart ----------------------------------------------------------------------
+
+
+def test_a_restart_goes_on_with_what_was_committed(desk: Desk) -> None:
+    """Ended requests stay ended, uncommitted outcomes run again, failures are remembered."""
+    desk.admit(4)
+    desk.take()
+    desk.run.succeed(0, b"zero\n", None)
+    desk.run.fail(1, RETRY, due=1e9)
+    desk.commit()
+    desk.run.succeed(2, b"lost\n", None)
+    desk.run.journal.flush(*desk.run.journal.take())
+    run = desk.reopen()
+    assert run.progress.completed == 1
+    assert run.retries == {2: RETRY}
+    assert desk.take() == [1, 2, 3]  # the backoff is over, and 4 and 5 are not admitted
+    assert desk.spool.results_path(JOB_ID).read_bytes() == b"zero\n"
+    assert (run.input.read(0), run.startable) == (LINES[0], 0)
+
+
+def test_a_restart_is_counted_only_if_anything_ran(desk: Desk) -> None:
+    """`recoveries` tells how often the daemon came back to a job that had begun."""
+    desk.reopen()
+    desk.admit(1)
+    assert desk.ledger.progress(JOB_ID).recoveries == 0
+    desk.reopen()
+    desk.admit(1)
+    assert desk.ledger.progress(JOB_ID).recoveries == 1
+
+
+def test_closing_twice_is_fine(desk: Desk) -> None:
+    """Whoever comes last finds nothing to close."""
+    desk.run.close()
+    desk.run.close()
+
+
+class History:
+    """A job to which anything may happen, beside the little that a model needs to know."""
+
+    def __init__(self, root: Path) -> None:
+        """Start with nothing in flight."""
+        self.desk = Desk(root, LINES)
+        self.flying: list[int] = []
+        self.ended: set[int] = set()
+        self.committed: set[int] = set()
+
+    def crash(self, _: int) -> None:
+        """Lose everything that is not on the disk."""
+        self.desk.reopen()
+        self.flying, self.ended = [], set(self.committed)
+
+    def commit(self, _: int) -> None:
+        """Make what has ended count."""
+        self.desk.commit()
+        self.committed = set(self.ended)
+
+    def admit(self, size: int) -> None:
+        """Admit a chunk, to be committed later."""
+        if not self.desk.run.fully_admitted and not self.desk.run.admitting:
+            self.desk.run.admit_chunk(1 + size)
+
+    def take(self, _: int) -> None:
+        """Start all that may be started: nothing twice, nothing that was not admitted."""
+        taken, run = self.desk.take(), self.desk.run
+        assert not set(taken) & (self.ended | set(self.flying))
+        admitted = self.desk.ledger.progress(JOB_ID).admitted
+        assert all(run.input.line_of(ordinal) <= admitted for ordinal in taken)
+        self.flying += taken
+
+    def _land(self, number: int) -> int | None:
+        return self.flying.pop(number % len(self.flying)) if self.flying else None
+
+    def succeed(self, number: int) -> None:
+        """A request is answered."""
+        if (ordinal := self._land(number)) is not None:
+            self.desk.run.succeed(ordinal, b"%d\n" % ordinal, None)
+            self.ended.add(ordinal)
+
+    def bury(self, number: int) -> None:
+        """A request becomes a dead letter."""
+        if (ordinal := self._land(number)) is not None:
+            letter = dead_letter(self.desk.run.input.line_of(ordinal))
+            self.desk.run.bury(ordinal, b"dead\n", letter, retryable=True)
+            self.ended.add(ordinal)
+
+    def fail(self, number: int) -> None:
+        """An attempt fails."""
+        if (ordinal := self._land(number)) is not None:
+            self.desk.run.fail(ordinal, RETRY, 0.0)
+
+    def abandon(self, number: int) -> None:
+        """An attempt is interrupted."""
+        if (ordinal := self._land(number)) is not None:
+            self.desk.run.abandon(ordinal)
+
+    def check(self) -> None:
+        """Hold the job to the model."""
+        assert self.desk.run.in_flight == len(self.flying)
+        assert self.desk.run.progress.ended == len(self.committed)
+
+
+STEPS = ("admit", "take", "succeed", "fail", "bury", "abandon", "commit", "crash")
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), max_size=40))
+def test_any_history_ends_each_request_once(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    """Whatever happens in whatever order, crashes included, each request gets one outcome."""
+    history = History(tmp_path_factory.mktemp("job"))
+    to_the_end = [(step, 5) for _ in range(7) for step in ("commit", "admit", "take", "succeed")]
+    for step, number in [*steps, *to_the_end, ("commit", 0)]:
+        getattr(history, step)(number)
+        history.check()
+    assert history.desk.run.complete
+    entries = history.desk.ledger.all_entries(JOB_ID)
+    assert [line for line, _ in entries] == [1, 2, 3, 4, 5, 6]
+    history.desk.close()
