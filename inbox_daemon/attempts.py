@@ -54,8 +54,9 @@ class Attempts:
         self._engine = engine
         self._timeout_s = timeout_s
         self._wake = wake
-        self._tasks: dict[asyncio.Task[None], JobRun] = {}
+        self._tasks: dict[asyncio.Task[Arrival], Flight] = {}
         self._arrived: list[Arrival] = []
+        self._bug: BaseException | None = None
         self._flying: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -75,12 +76,17 @@ class Attempts:
         run.start(ordinal)
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
         body = wire.engine_body(request, model)
-        task = asyncio.create_task(self._fly(flight, request.url, body))
-        self._tasks[task] = run
-        task.add_done_callback(self._tasks.pop)
+        task = asyncio.create_task(self._attempt(flight, request.url, body))
+        self._tasks[task] = flight
+        task.add_done_callback(self._land)
 
     def take(self) -> list[Arrival]:
-        """Hand over what has arrived since the last call."""
+        """Hand over what has arrived since the last call.
+
+        Raises what an attempt should never raise, so that the daemon ends and recovers.
+        """
+        if self._bug is not None:
+            raise self._bug
         arrived, self._arrived = self._arrived, []
         for arrival in arrived:
             self._flying[arrival.flight.generation] -= 1
@@ -88,8 +94,8 @@ class Attempts:
 
     def abort(self, run: JobRun) -> None:
         """Abandon the flights of one job; they arrive without a verdict."""
-        for task, owner in list(self._tasks.items()):
-            if owner is run:
+        for task, flight in list(self._tasks.items()):
+            if flight.run is run:
                 task.cancel()
 
     async def finish(self, grace_s: float) -> None:
@@ -101,13 +107,15 @@ class Attempts:
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _fly(self, flight: Flight, url: str, body: bytes) -> None:
-        arrival = Arrival(flight, None)
-        try:
-            arrival = await self._attempt(flight, url, body)
-        finally:
-            self._arrived.append(arrival)
-            self._wake()
+    def _land(self, task: asyncio.Task[Arrival]) -> None:
+        """Take a flight's end, also of one that was cancelled before its first step."""
+        flight = self._tasks.pop(task)
+        if task.cancelled() or task.exception() is not None:
+            self._bug = self._bug or (None if task.cancelled() else task.exception())
+            self._arrived.append(Arrival(flight, None))
+        else:
+            self._arrived.append(task.result())
+        self._wake()
 
     async def _attempt(self, flight: Flight, url: str, body: bytes) -> Arrival:
         name = wire.request_id(flight.run.record.id, flight.line)

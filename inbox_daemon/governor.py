@@ -1,6 +1,6 @@
 """The governor: how much may be in flight, and how much is admitted at a time.
 
-Purpose: join the pure controllers of chunking.py with the newest readings of the
+Purpose: join the pure controllers of chunking.py and window.py with the newest readings of the
 engine and the card into the two figures that the runner obeys.
 Invariants: no I/O and no clock; a reading that is missing never stops the work; a card
 that stops answering stops it only where the engine that we started computes on it.
@@ -8,17 +8,11 @@ Known limit: a card that has never answered since the daemon began stops nothing
 that cannot be asked is no card that cannot compute, and without one vLLM does not start.
 """
 
-from inbox_daemon.chunking import (
-    OPEN,
-    Allowance,
-    ChunkSizer,
-    Gate,
-    ThermalGovernor,
-    WindowController,
-)
+from inbox_daemon.chunking import OPEN, Allowance, ChunkSizer, Gate, ThermalGovernor
 from inbox_daemon.config import Config
 from inbox_daemon.engine.base import Load
 from inbox_daemon.gpu import GpuSample
+from inbox_daemon.window import WindowController
 
 MIN_WINDOW = 8
 MAX_WINDOW = 4096

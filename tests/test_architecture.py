@@ -22,6 +22,7 @@ PURE = (
     "records",
     "limits",
     "chunking",
+    "window",
     "settling",
     "governor",
     "wire",

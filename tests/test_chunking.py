@@ -17,16 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox_daemon.chunking import (
-    DEFAULT_WINDOW,
     PATIENCE_READINGS,
-    RESERVE_FLOOR,
     ChunkSizer,
     Gate,
     ThermalGovernor,
-    WindowController,
     chunk_size,
 )
 from inbox_daemon.engine.base import Load
+from inbox_daemon.window import DEFAULT_WINDOW, RESERVE_FLOOR, WindowController
 
 MINIMUM, MAXIMUM = 8, 4096
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from builders import config, job_record, make_spool, request
-from inbox_daemon.chunking import DEFAULT_WINDOW
 from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, Load, Reply
 from inbox_daemon.governor import MIN_WINDOW, Governor
 from inbox_daemon.gpu import GpuSample
@@ -17,6 +16,7 @@ from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.runner import Runner
+from inbox_daemon.window import DEFAULT_WINDOW
 
 VLLM: dict[str, Any] = {"engine": {"model": "/models/one"}}
 COMMAND: dict[str, Any] = {"engine": {"model": "one", "command": ["serve", "{socket}"]}}
