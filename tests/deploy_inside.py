@@ -177,12 +177,15 @@ def in_the_middle(name: str) -> None:
 # -- what is looked at ------------------------------------------------------------------------
 
 
+def follow(name: str) -> subprocess.CompletedProcess[str]:
+    """Run a block of the README's commands, in the checkout."""
+    words = ["bash", "-euxc", (SOURCE / f"{name}.sh").read_text()]
+    return subprocess.run(words, check=False, capture_output=True, text=True, cwd=SOURCE)
+
+
 def install() -> Json:
     """Install the service by the README's commands, and give it the probing engine."""
-    script = (SOURCE / "install.sh").read_text()
-    told = subprocess.run(
-        ["bash", "-euxc", script], check=False, capture_output=True, text=True, cwd=SOURCE
-    )
+    told = follow("install-service")
     words = [PYTHON, str(SOURCE / "tests" / "deploy_inside.py"), "probe", "{socket}"]
     CONFIG.write_text(
         f"[engine]\ncommand = {json.dumps(words)}\nmodel = 'standin'\n"
@@ -310,10 +313,36 @@ def hang() -> Json:
     return {"restarted": True, "state": shown("ActiveState"), "network_shared": network_shared}
 
 
+def welcome() -> Json:
+    """Make a web app's account."""
+    told = follow("install-sender")
+    keys = Path("/var/lib/inbox-sender/.ssh/authorized_keys")
+    return {
+        "status": told.returncode,
+        "words": told.stderr,
+        "groups": run("id", "-nG", "inbox-sender").split(),
+        "keys_mode": keys.stat().st_mode & 0o7777,
+        "keys_uid": keys.stat().st_uid,
+    }
+
+
+def uninstall() -> Json:
+    """Remove the service by the README's commands, but for the program, a mount here."""
+    told = follow("uninstall-service")
+    return {
+        "status": told.returncode,
+        "words": told.stderr,
+        "known": run("systemctl", "is-enabled", SERVICE, check=False),
+        "spool": sorted(path.name for path in (SPOOL / "outbox").iterdir()),
+        "left": run("pgrep", "-u", SERVICE, check=False),
+    }
+
+
 def main(facts: Path) -> None:
     """Do everything in turn, up to the first that fails."""
     found: Json = {}
-    for step in (install, start, use, mend, kill, crash_engine, stop, misconfigure, hang):
+    steps = (install, welcome, start, use, mend, kill, crash_engine, stop, misconfigure, hang)
+    for step in (*steps, uninstall):
         began = time.monotonic()
         try:
             found[step.__name__] = step()

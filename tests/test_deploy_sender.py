@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -42,7 +43,7 @@ class WebApp:
             capture_output=True,
             text=True,
             timeout=60,
-            env=os.environ | {"RSYNC_RSH": shell},
+            env=os.environ | {"RSYNC_RSH": shell, "PATH": f"{SENDER}:{os.environ['PATH']}"},
             cwd=self.folder,
         )
 
@@ -151,6 +152,28 @@ def test_a_job_goes_there_and_back(app: WebApp, daemon: DaemonProcess) -> None:
     assert {path.name: path.read_bytes() for path in here.iterdir()} == {
         path.name: path.read_bytes() for path in there.iterdir()
     }
+
+
+def documented(block: str) -> list[str]:
+    """The commands of a block of the README."""
+    readme = (SENDER.parent.parent / "README.md").read_text()
+    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", readme, re.DOTALL)
+    assert found, f"README.md has no block of commands marked {block}"
+    return found[1].splitlines()
+
+
+@pytest.mark.parametrize("block", ["round-trip", "by-hand"])
+def test_the_documented_commands_work(app: WebApp, daemon: DaemonProcess, block: str) -> None:
+    """The README's commands send a job and fetch its results, each tried until it succeeds."""
+    lines = chats(3)
+    (app.folder / "reviews.jsonl").write_bytes(b"".join(lines))
+    for command in documented(block):
+        words = command.split()
+        wait_until(lambda words=words: app.run(*words).returncode == 0, command)  # type: ignore[misc]
+        daemon.wait_outcome("reviews")
+    fetched, there = app.folder / "results" / "reviews", daemon.spool / "outbox" / "reviews"
+    assert (fetched / "status.json").read_bytes() == (there / "status.json").read_bytes()
+    assert len((fetched / "output.jsonl").read_bytes().splitlines()) == len(lines)
 
 
 def test_a_job_goes_by_the_other_lane(app: WebApp, daemon: DaemonProcess) -> None:

@@ -62,21 +62,28 @@ pytestmark = [
 ]
 
 
-def install_commands() -> str:
-    """The README's commands that install the service, as the machine's owner types them."""
+def documented(block: str) -> str:
+    """A block of the README's commands, as the machine's owner types them."""
     readme = (CHECKOUT / "README.md").read_text()
-    found = re.search(r"<!-- install-service -->\n```sh\n(.*?)```", readme, re.DOTALL)
-    assert found, "README.md has no block of commands marked install-service"
+    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", readme, re.DOTALL)
+    assert found, f"README.md has no block of commands marked {block}"
     return found[1]
 
 
 def lay_out(root: Path) -> list[str]:
     """Make what the container sees of this machine; return the arguments that bind it in."""
-    for name in ("units", "out", "src/deploy", "src/tests", "venv/bin", "src/inbox_daemon"):
+    for name in ("units", "out", "src", "venv/bin"):
         (root / name).mkdir(parents=True)
+    for name in ("deploy", "tests", "inbox_daemon"):  # copies, so that all is of one moment
+        shutil.copytree(
+            CHECKOUT / name, root / "src" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     (root / "units" / "go.target").write_text(TARGET)
     (root / "units" / "driver.service").write_text(DRIVER)
-    (root / "src" / "install.sh").write_text(DROP_IN + install_commands())
+    removal = documented("uninstall-service").replace("/opt/inbox-daemon ", "")
+    (root / "src" / "install-service.sh").write_text(DROP_IN + documented("install-service"))
+    (root / "src" / "install-sender.sh").write_text(documented("install-sender"))
+    (root / "src" / "uninstall-service.sh").write_text(removal)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     (root / "venv" / "pyvenv.cfg").write_text("home = /opt/python/bin\n")
     (root / "venv" / "bin" / "python").symlink_to(f"/opt/python/bin/{version}")
@@ -91,9 +98,6 @@ def lay_out(root: Path) -> list[str]:
     binds = {
         root / "units": "/run/systemd/system",
         root / "src": "/src",
-        CHECKOUT / "deploy": "/src/deploy",
-        CHECKOUT / "tests": "/src/tests",
-        CHECKOUT / "inbox_daemon": "/src/inbox_daemon",
         root / "venv": "/opt/inbox-daemon",
         Path(sys.base_prefix): "/opt/python",
         Path(site.getsitepackages()[0]): "/opt/packages",
@@ -141,6 +145,14 @@ def test_the_documented_commands_install_it(facts: Json) -> None:
     install = seen(facts, "install")
     assert install["status"] == 0, install["words"]
     assert install["config_mode"] & 0o7 == 0
+
+
+def test_the_documented_commands_make_a_senders_account(facts: Json) -> None:
+    """The web app's account is in the service's group, and cannot change its own keys."""
+    welcome = seen(facts, "welcome")
+    assert welcome["status"] == 0, welcome["words"]
+    assert "inbox-daemon" in welcome["groups"]
+    assert (welcome["keys_uid"], welcome["keys_mode"]) == (0, 0o644)
 
 
 def test_it_starts(facts: Json) -> None:
@@ -235,3 +247,12 @@ def test_a_hang_is_ended(facts: Json) -> None:
 def test_the_drop_in_opens_the_network(facts: Json) -> None:
     """With inbox-daemon-network.conf the daemon is in the machine's own network."""
     assert seen(facts, "hang")["network_shared"]
+
+
+def test_the_documented_commands_remove_it(facts: Json) -> None:
+    """The service goes, with its processes, and the results stay."""
+    uninstall = seen(facts, "uninstall")
+    assert uninstall["status"] == 0, uninstall["words"]
+    assert uninstall["known"] in {"", "not-found"}
+    assert uninstall["left"] == ""
+    assert {"first", "killed", "stopped", "status.json"} <= set(uninstall["spool"])
