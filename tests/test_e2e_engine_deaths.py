@@ -127,12 +127,11 @@ def test_engine_that_cannot_start_is_tried_with_patience(make_daemon: MakeDaemon
     daemon.start(ready=False)
     lines = chats(3)
     daemon.drop("job", lines)
-    status = daemon.wait_status(lambda s: s["engine"]["state"] == "backoff", "a pause")
-    assert status["status"] == "unhealthy"
+    status = daemon.wait_status(lambda s: s["engine"]["retry_in_s"] and s["jobs"], "a pause")
+    assert (status["engine"]["state"], status["status"]) == ("backoff", "unhealthy")
     assert "this start was asked to fail" in status["engine"]["last_error"]
     assert "this start was asked to fail" in status["engine"]["last_lines"][-1]
     assert sum("does not run" in reason for reason in status["reasons"]) == 1
-    status = daemon.wait_status(lambda s: s["engine"]["retry_in_s"] and s["jobs"], "the wait")
     assert status["engine"]["retry_in_s"] > 1
     assert len(daemon.engine_starts()) == 1
     assert len(daemon.check_results("job", lines).results) == 3
