@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from inbox_daemon.engine import launch
+from inbox_daemon.engine.runtime import SOCKET_NAME
 
 Json = dict[str, Any]
 CHECKOUT = Path(__file__).parent.parent
@@ -234,6 +235,10 @@ class Daemon:
         text = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
         row = next(line for line in text.splitlines() if line.startswith(name))
         return int(row.split()[1]) / 1024
+
+    def socket(self) -> Path:
+        """The socket of the engine that it started."""
+        return next(self._runtime.rglob(SOCKET_NAME))
 
     # -- jobs -----------------------------------------------------------------------
 

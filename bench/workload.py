@@ -56,8 +56,8 @@ class Workload:
     prefix_words: int = 300
     seed: int = 1
 
-    def lines(self, tag: str = "") -> Iterator[bytes]:
-        """The job's lines, each with its newline; `tag` is one run's."""
+    def lines(self, tag: str = "", model: str | None = None) -> Iterator[bytes]:
+        """The job's lines, each with its newline; `tag` is one run's, `model` is named if given."""
         lengths = random.Random(self.seed)
         texts = random.Random(f"{self.seed} {tag}")
         shared = [_text(texts, self.prefix_words) for _ in range(self.prefixes)]
@@ -68,7 +68,7 @@ class Workload:
             messages = [{"role": "user", "content": f"{tag}{number} {_text(texts, words)}"}]
             if shared:
                 messages.insert(0, {"role": "system", "content": f"{tag}{prefix} {shared[prefix]}"})
-            yield line(f"r{number}", messages, tokens)
+            yield line(f"r{number}", messages, tokens, model)
 
     def _output(self, lengths: random.Random) -> int:
         mu = math.log(self.output_mean) - self.output_sigma**2 / 2
@@ -76,19 +76,23 @@ class Workload:
         return max(1, min(self.output_max, round(drawn)))
 
 
-def line(custom_id: str, messages: list[dict[str, str]], tokens: int) -> bytes:
+def line(
+    custom_id: str, messages: list[dict[str, str]], tokens: int, model: str | None = None
+) -> bytes:
     """One request for exactly so many tokens, whatever the model would say."""
-    body = {"messages": messages, "max_tokens": tokens, "ignore_eos": True, "temperature": 0.0}
+    body: dict[str, Any] = {"model": model} if model else {}
+    body |= {"messages": messages, "max_tokens": tokens, "ignore_eos": True, "temperature": 0.0}
     document = {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}
     return json.dumps(document).encode() + b"\n"
 
 
-def retagged(lines: Iterable[bytes], tag: str) -> Iterator[bytes]:
+def retagged(lines: Iterable[bytes], tag: str, model: str) -> Iterator[bytes]:
     """The requests of a given file with other first words, so that no cache knows them."""
     for given in lines:
         if not given.strip():
             continue
         document: dict[str, Any] = json.loads(given)
+        document["body"]["model"] = model
         for message in document["body"].get("messages", [])[:1]:
             if isinstance(message.get("content"), str):
                 message["content"] = f"{tag} {message['content']}"
