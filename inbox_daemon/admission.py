@@ -232,15 +232,11 @@ class Admission:
     def _take_away(self, claim: Claim) -> None:
         if claim.signature is None:
             return
-        self.spool.take_away(claim.name, claim.priority, claim.signature, claim.job_id)
-        self._take_sidecars(claim.name, claim.priority)
+        self.spool.take_away(
+            claim.name, claim.priority, claim.signature, claim.job_id, _sidecars(claim.name)
+        )
         self._mismatched.pop(claim.name, None)
         self._held.pop(claim.name, None)
-
-    def _take_sidecars(self, name: str, priority: Priority) -> None:
-        self.spool.remove_drop(name + gate.READY_SUFFIX, priority)
-        options = name.removesuffix(gate.JOB_SUFFIX) + gate.OPTIONS_SUFFIX
-        self.spool.remove_drop(options, priority)
 
     # -- no -------------------------------------------------------------------------
 
@@ -268,7 +264,8 @@ class Admission:
         One that is gone, or was replaced since it was looked at, is left to the next scan.
         """
         job_id, name = str(ULID()), entry.name
-        source = self.spool.seize(name, priority, entry.signature, job_id)
+        sidecars = () if gate.is_control_name(name) else _sidecars(name)
+        source = self.spool.seize(name, priority, entry.signature, job_id, sidecars)
         if source is None:
             return Answer(wait=Wait("it has just changed"))
         stem = gate.safe_stem(name)
@@ -278,7 +275,6 @@ class Admission:
         why = documents.reason(job_id, shown, [fault], time.time(), file=target)
         self._carry_out(why, target, source)
         if suffix:
-            self._take_sidecars(name, priority)
             self._show_refusal(why, stem, 0)
         return Answer(rejected=why)
 
@@ -290,6 +286,11 @@ class Admission:
         if self.queue.named(stem) is None:
             notice = documents.refused_status(why, requests)
             self.spool.put_notice(stem, documents.pretty(notice))
+
+
+def _sidecars(name: str) -> tuple[str, str]:
+    """The files that speak of a job's file, whether they are there or not."""
+    return name + gate.READY_SUFFIX, name.removesuffix(gate.JOB_SUFFIX) + gate.OPTIONS_SUFFIX
 
 
 def _name_in_use(name: str) -> Fault:

@@ -5,10 +5,11 @@ Invariants: nothing of a drop is trusted before it is a claim of our own; what i
 removed is what was looked at, never a newer file of the same name.
 """
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from inbox_daemon import durable
@@ -85,20 +86,43 @@ class Inbox(Layout):
         lane = self.lane(priority)
         durable.replace_file(lane / name, content, lane)
 
-    def take_away(self, name: str, priority: Priority, signature: Signature, job_id: str) -> bool:
-        """Remove a drop whose content we hold; False when it is gone, or another file by now."""
-        aside = self.seize(name, priority, signature, job_id)
-        if aside is not None:
-            durable.remove_tree(aside.parent)
-        return aside is not None
+    def take_away(
+        self,
+        name: str,
+        priority: Priority,
+        signature: Signature,
+        job_id: str,
+        sidecars: Sequence[str] = (),
+    ) -> bool:
+        """Remove a drop whose content we hold, with the files that speak of it.
+
+        False when it is gone, or another file by now.
+        """
+        aside = self.seize(name, priority, signature, job_id, sidecars)
+        if aside is None:
+            if not os.path.lexists(self.lane(priority) / name):
+                for sidecar in sidecars:
+                    self.remove_drop(sidecar, priority)
+            return False
+        # A crash before this rename puts all of it back, one after it nothing: a sidecar
+        # that stayed alone would speak of the next file of that name.
+        gone = aside.parent.with_suffix(".gone")
+        durable.move(aside.parent, gone)
+        durable.remove_tree(gone)
+        return True
 
     def seize(
-        self, name: str, priority: Priority, signature: Signature, job_id: str
+        self,
+        name: str,
+        priority: Priority,
+        signature: Signature,
+        job_id: str,
+        sidecars: Sequence[str] = (),
     ) -> Path | None:
         """Move a drop out of its sender's reach; None when it is gone, or another file by now.
 
         The rename decides: what is seized is what was looked at, and a newer file of
-        the same name stays.
+        the same name stays.  The sidecars that are there come along, beside it.
         """
         # In a folder of its own, because a name may be as long as the filesystem allows.
         aside = self.claimed / f"{job_id}.{priority}.drop" / name
@@ -109,9 +133,17 @@ class Inbox(Layout):
             durable.remove_empty_dir(aside.parent)
             return None
         if _same_file(aside, signature):
+            self._seize_sidecars(self.lane(priority), sidecars, aside.parent)
             return aside
         self._put_back(aside)
         return None
+
+    @staticmethod
+    def _seize_sidecars(lane: Path, sidecars: Sequence[str], aside: Path) -> None:
+        for sidecar in sidecars:
+            if os.path.lexists(lane / sidecar):  # False as well for a name that is too long
+                with contextlib.suppress(FileNotFoundError):
+                    durable.rename_noreplace(lane / sidecar, aside / sidecar)
 
     def _put_back(self, aside: Path) -> None:
         lane = self.lane(Priority(aside.parent.name.split(".")[1]))
@@ -122,7 +154,7 @@ class Inbox(Layout):
         durable.remove_empty_dir(aside.parent)
 
     def remove_drop(self, name: str, priority: Priority) -> None:
-        """Remove a file of inbox/ that has done its work, such as NAME.jsonl.ready."""
+        """Remove a file of inbox/ that has done its work, such as NAME.cancel."""
         durable.remove_file(self.lane(priority) / name)
 
     def finish_drops(self) -> None:

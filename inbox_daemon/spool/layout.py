@@ -69,9 +69,11 @@ class Layout:
 
     @staticmethod
     def _create_folder(path: Path) -> None:
-        if path.is_dir():
+        if path.is_dir() and path.stat().st_mode & 0o777:
             return
-        durable.make_dir(path)
+        # Made for nobody, so that a crash before the chmod is seen at the next start:
+        # mkdir cannot give a folder to a group.
+        durable.make_dir(path, mode=0)
         path.chmod(_SHARED.get(path.name, 0o700))
 
     def mend_inbox(self) -> None:

@@ -42,7 +42,7 @@ class Rejections(Layout):
         after(JobState.CLAIMED, Event.REJECT)
         durable.move(source, self.rejected / file)
         if source.parent.parent == self.claimed:  # it was seized
-            durable.remove_empty_dir(source.parent)
+            durable.remove_tree(source.parent)
         durable.move(note, self.rejected / _reason_name(file))
 
     def finish_rejections(self) -> None:
@@ -59,6 +59,8 @@ class Rejections(Layout):
             if file and self.claim_path(job_id).exists():
                 durable.move(self.claim_path(job_id), self.rejected / file)
             if file and os.path.lexists(self.rejected / file):
+                for seized in self.claimed.glob(f"{job_id}.*.drop"):
+                    durable.remove_tree(seized)  # its sidecars: the file itself has moved
                 durable.move(note, self.rejected / _reason_name(file))
             else:
                 durable.remove_file(note)
