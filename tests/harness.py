@@ -251,9 +251,10 @@ class DaemonProcess:
 
     def drop(self, name: str, lines: Iterable[bytes]) -> None:
         """Drop a job as rsync does: under a hidden name first, then renamed."""
-        hidden = self.spool / "inbox" / f".{name}.jsonl.part"
+        target = self.spool / "inbox" / f"{name}.jsonl"
+        hidden = target.with_name(f".{target.name}.part")
         hidden.write_bytes(b"".join(lines))
-        hidden.rename(self.spool / "inbox" / f"{name}.jsonl")
+        hidden.rename(target)
 
     def drop_marker(self, name: str, data: bytes) -> None:
         """Drop a sender's word on what its complete file will be."""
