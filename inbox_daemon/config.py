@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +27,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from inbox_daemon.bodytables import NEVER
 from inbox_daemon.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/inbox-daemon/config.toml")
@@ -39,6 +41,10 @@ Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 Bytes = Annotated[int, Field(ge=0, le=_LARGEST)]
 Celsius = Annotated[int, Field(ge=1, le=150)]
+Tally = Annotated[int, Field(ge=0, le=_LARGEST)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_$-]{1,60}$")]
+# As a URL's host is compared, here and in vLLM: in lower case, without a port.
+Host = Annotated[str, Field(pattern=r"^[a-z0-9.-]{1,253}$")]
 
 
 class _Section(BaseModel):
@@ -57,6 +63,40 @@ class IntakeConfig(_Section):
     ageing_s: Seconds = 3600
 
 
+class BodyConfig(_Section):
+    """What of a request's body may reach the engine.
+
+    `allow` opens what is refused by name; `media_domains` are hosts that media may be
+    fetched from.  `max_inputs` counts the texts of one request, prompts times answers.
+    """
+
+    allow: list[Name] = []
+    media_domains: list[Host] = []
+    max_n: Count = 16
+    max_inputs: Count = 2048
+    max_logprobs: Tally = 20
+    max_stop: Tally = 4
+    max_stop_chars: Count = 256
+    max_bad_words: Tally = 128
+    max_token_ids: Tally = 1024
+    max_media: Tally = 16
+    max_tools: Tally = 128
+    max_tools_bytes: Count = 262_144
+    max_schema_bytes: Count = 65_536
+    max_schema_depth: Annotated[int, Field(ge=1, le=250)] = 32
+    max_template_kwargs_bytes: Count = 16_384
+    max_template_kwargs_depth: Annotated[int, Field(ge=1, le=250)] = 8
+
+    @field_validator("allow")
+    @classmethod
+    def _check_allow(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name in NEVER:
+                msg = f"{name} cannot be allowed: {NEVER[name]}"
+                raise ValueError(msg)
+        return names
+
+
 class LimitsConfig(_Section):
     """How much one line, one job and the whole queue may hold."""
 
@@ -67,6 +107,7 @@ class LimitsConfig(_Section):
     max_requests_per_job: Count = 50_000
     max_queue_depth: Count = 5
     max_total_queued_requests: Count = 100_000
+    body: BodyConfig = BodyConfig()
 
 
 class EngineConfig(_Section):
@@ -251,15 +292,20 @@ def named_by_environment() -> Path | None:
 
 def known_keys() -> list[str]:
     """Every key by its full dotted name, in the order of this module."""
-    names = []
-    for name in Config.model_fields:
-        section = _section(name)
-        names += [f"{name}.{key}" for key in section.model_fields] if section else [name]
-    return names
+    return [name for name, field in _fields(Config) if _section(field) is None]
 
 
-def _section(name: str) -> type[BaseModel] | None:
-    kind = Config.model_fields[name].annotation
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key and section by its full dotted name, each section before its keys."""
+    for name, field in model.model_fields.items():
+        yield prefix + name, field
+        section = _section(field)
+        if section is not None:
+            yield from _fields(section, f"{prefix}{name}.")
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
@@ -275,7 +321,7 @@ def _variable(key: str) -> str:
 
 
 def _refuse_unknown_variables() -> None:
-    known = {_variable(key) for key in [*known_keys(), *Config.model_fields]} | {PATH_VARIABLE}
+    known = {_variable(name) for name, _ in _fields(Config)} | {PATH_VARIABLE}
     for name in os.environ:
         if not name.upper().startswith(ENV_PREFIX) or name.upper() in known:
             continue
@@ -289,7 +335,7 @@ def _explain(error: ValidationError, source: Path | None) -> str:
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            known = [*known_keys(), *Config.model_fields]
+            known = [name for name, _ in _fields(Config)]
             lines.append(f"{key} is no setting.{_nearest(key, known)}")
         else:
             words = fault["msg"].removeprefix("Value error, ")
@@ -306,14 +352,9 @@ def _explain_json() -> str:
 
 
 def _json_variables() -> Iterator[str]:
-    for name in Config.model_fields:
-        section = _section(name)
-        if section is None:
-            continue
-        yield _variable(name)
-        for key, field in section.model_fields.items():
-            if isinstance(field.default, list | dict):
-                yield _variable(f"{name}.{key}")
+    for name, field in _fields(Config):
+        if _section(field) is not None or isinstance(field.default, list | dict):
+            yield _variable(name)
 
 
 def _is_json(text: str) -> bool:

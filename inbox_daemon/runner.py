@@ -25,6 +25,7 @@ from inbox_daemon.hunt import Hunt
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
+from inbox_daemon.linefaults import LineFaultError
 from inbox_daemon.records import DeadReason, JobRecord
 from inbox_daemon.spool import Spool
 
@@ -219,7 +220,7 @@ class Runner:
             try:
                 raw = run.input.read(ordinal, self._config.limits.max_line_bytes)
                 request = wire.parse_request(raw, self._config.limits)
-            except wire.LineFaultError as error:  # the limits were lowered since
+            except LineFaultError as error:  # the limits were lowered since
                 fault = error.fault
             else:
                 self._attempts.launch(run, ordinal, request, self._model())

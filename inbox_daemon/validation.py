@@ -14,10 +14,10 @@ from typing import BinaryIO
 
 from inbox_daemon import limits as limit_rules
 from inbox_daemon.config import LimitsConfig
+from inbox_daemon.linefaults import LineFaultError
 from inbox_daemon.model import Fault
 from inbox_daemon.records import InvalidLine
 from inbox_daemon.wire import (
-    LineFaultError,
     LinesDigest,
     Request,
     custom_id_of,

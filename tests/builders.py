@@ -30,10 +30,21 @@ def config(**sections: dict[str, Any]) -> Config:
     return Config.model_validate(sections)
 
 
+# The least that a body must have, by endpoint.
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/score": {"text_1": "hi", "text_2": "ho"},
+    "/v1/rerank": {"query": "hi", "documents": ["ho"]},
+}
+
+
 def request(custom_id: str = "a", url: str = CHAT, **body: object) -> bytes:
-    """One input line, without its newline."""
-    line = {"custom_id": custom_id, "method": "POST", "url": url, "body": body or {"x": 1}}
-    return orjson.dumps(line)
+    """One input line, without its newline; `body` is added to the least that it must have."""
+    whole = BODIES.get(url, {}) | body
+    return orjson.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": whole})
 
 
 def nested(levels: int) -> bytes:

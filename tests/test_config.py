@@ -4,6 +4,8 @@ import json
 import os
 import tomllib
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +70,8 @@ def default_lines() -> dict[str, str]:
 
 def defaults() -> dict[str, Any]:
     """Every key's default by its full name."""
-    found: dict[str, Any] = {}
-    for name, value in Config().model_dump(mode="json").items():
-        if isinstance(value, dict):
-            found |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            found[name] = value
-    return found
+    values = Config().model_dump(mode="json")
+    return {key: reduce(getitem, key.split("."), values) for key in known_keys()}
 
 
 def test_the_commented_file_shows_every_key_and_no_other() -> None:
@@ -235,6 +232,13 @@ def test_an_unknown_variable_is_refused_with_the_nearest_one(
         ("limits.max_json_depth", "1"),
         ("limits.max_json_depth", "251"),
         ("limits.max_queue_depth", "0"),
+        ("limits.body.max_n", "0"),
+        ("limits.body.allow", '["stream"]'),
+        ("limits.body.allow", '["background"]'),
+        ("limits.body.allow", '["a b"]'),
+        ("limits.body.media_domains", '["https://x.org"]'),
+        ("limits.body.media_domains", '["X.org"]'),
+        ("limits.body.max_schema_depth", "251"),
         ("engine.args", '"--flag"'),
         ("engine.env", '{ A = ["x"] }'),
         ("run.max_attempts", "0"),
@@ -248,7 +252,7 @@ def test_a_value_out_of_bounds_is_refused_by_its_full_name(
     key: str, value: str, write: Write
 ) -> None:
     """The operator reads which key of which section is wrong."""
-    section, name = key.split(".")
+    section, _, name = key.rpartition(".")
     assert f"{key}" in refusal(write(f"[{section}]\n{name} = {value}"))
 
 

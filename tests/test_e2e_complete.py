@@ -36,7 +36,9 @@ def mixed_lines() -> list[bytes]:
         elif number % 3 == 1:
             lines.append(request(name, {"prompt": text}, "/v1/completions"))
         else:
-            lines.append(chat(name, text, temperature=1.0, z=None, a=[1.5, -0.0]))
+            lines.append(
+                chat(name, text, temperature=1.0, seed=None, logit_bias={"9": 1.5, "1": -0.0})
+            )
     return lines
 
 

@@ -31,6 +31,24 @@ def test_vllm_listens_on_the_socket_and_leaves_the_desktop_its_share() -> None:
     )
 
 
+def test_hosts_of_media_are_passed_on() -> None:
+    """What may be fetched is held to by the engine as well, unless the operator says it there."""
+    body = {"limits": {"body": {"media_domains": ["a.example", "b.example"]}}}
+    chosen = Config.model_validate({"engine": {"model": "m"}, **body})
+    argv = vllm_launch(chosen, SOCKET, {}, rust=False).argv
+    assert argv[-3:] == ("--allowed-media-domains", "a.example", "b.example")
+    args = ["--allowed_media_domains", "c.example"]
+    chosen = Config.model_validate({"engine": {"model": "m", "args": args}, **body})
+    assert vllm_launch(chosen, SOCKET, {}, rust=False).argv[-2:] == tuple(args)
+
+
+def test_media_are_not_fetched_by_way_of_another_host() -> None:
+    """A redirect would lead away from the hosts that were named; the operator may allow it."""
+    name = "VLLM_MEDIA_URL_ALLOW_REDIRECTS"
+    assert vllm_launch(config(), SOCKET, {}, rust=False).env[name] == "0"
+    assert vllm_launch(config(env={name: "1"}), SOCKET, {}, rust=False).env[name] == "1"
+
+
 def test_the_operators_words_come_last_and_replace_ours() -> None:
     """A share or a name in args, in any spelling of vLLM's, keeps ours away."""
     args = ["--gpu_memory_utilization=0.5", "--served-model-name", "other", "--dtype", "float32"]

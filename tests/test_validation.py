@@ -95,9 +95,7 @@ def test_a_file_without_a_request_is_empty(data: bytes) -> None:
 
 def test_only_a_newline_ends_a_line() -> None:
     """Separators that other tools take for line ends stay inside their JSON string."""
-    line = orjson.dumps(
-        {"custom_id": "a\u2028b\u0085c", "url": CHAT, "body": {"t": "x\u2029\x0b\x0c"}}
-    )
+    line = request("a\u2028b\u0085c", user="x\u2029\x0b\x0c")
     assert (check(lines(line)).requests, check(lines(line)).faults) == (1, 0)
 
 
@@ -113,8 +111,8 @@ def test_a_lines_length_is_held_to_its_limit_exactly(
     extra: int, expected: list[tuple[str, int]], end: bytes
 ) -> None:
     """The limit counts the line's bytes without its newline, at the end of the file too."""
-    line = request("a", text="")
-    line = request("a", text="x" * (LONG - len(line) + extra))
+    line = request("a", user="")
+    line = request("a", user="x" * (LONG - len(line) + extra))
     assert len(line) == LONG + extra
     assert faults(line + end, max_line_bytes=LONG) == expected
 
@@ -278,7 +276,7 @@ def test_the_digest_tells_which_line_has_which_custom_id() -> None:
         return check(lines(*parts)).digest.hexdigest()
 
     first = digest(request("a"), request("b"))
-    assert first == digest(request("a", other=True), request("b"))
+    assert first == digest(request("a", user="other"), request("b"))
     assert first != digest(request("b"), request("a"))
     assert first != digest(b"", request("a"), request("b"))
     assert first != digest(request("a"), b"nope")

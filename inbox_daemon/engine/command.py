@@ -52,12 +52,14 @@ def vllm_launch(config: Config, socket: Path, environ: Mapping[str, str], *, rus
         "DO_NOT_TRACK": "1",
         # Its inner sockets stay behind when it is killed, unless they lie in our folder.
         "VLLM_RPC_BASE_PATH": str(socket.parent),
+        # A host that media may come from must not send the engine on to another.
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         **_visible_gpu(config, environ),
         **({RUST_VARIABLE: "1"} if rust else {}),
     }
     env = _environment(environ, defaults, config.engine.env)
     entry = _rust_entry if env.get(RUST_VARIABLE) == "1" else _python_entry
-    return Launch((*entry(config.engine), *_options(config.engine, socket)), env)
+    return Launch((*entry(config.engine), *_options(config, socket)), env)
 
 
 def chooses_rust(config: EngineConfig, environ: Mapping[str, str]) -> bool:
@@ -93,14 +95,17 @@ def _python_entry(config: EngineConfig) -> tuple[str, ...]:
     return (*words, "--disable-uvicorn-access-log")
 
 
-def _options(config: EngineConfig, socket: Path) -> tuple[str, ...]:
-    given = _given(config.args)
+def _options(config: Config, socket: Path) -> tuple[str, ...]:
+    given = _given(config.engine.args)
     options = ["--uds", str(socket)]
     if "--served-model-name" not in given:
-        options += ["--served-model-name", config.served_name]
+        options += ["--served-model-name", config.engine.served_name]
     if "--gpu-memory-utilization" not in given:
         options += ["--gpu-memory-utilization", _GPU_SHARE]
-    return (*options, *config.args)
+    hosts = config.limits.body.media_domains
+    if hosts and "--allowed-media-domains" not in given:
+        options += ["--allowed-media-domains", *hosts]
+    return (*options, *config.engine.args)
 
 
 def _given(args: list[str]) -> set[str]:
