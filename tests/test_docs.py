@@ -15,7 +15,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from inbox_daemon import __version__, cli, config, limits, model, states
+from inbox_daemon import __version__, bodytables, cli, config, limits, model, states, validation
 from inbox_daemon.config import Config
 from inbox_daemon.records import DeadReason
 from inbox_daemon.spool import Spool
@@ -156,14 +156,14 @@ def test_the_makefile_has_every_target_that_is_named() -> None:
 # -- the configuration ----------------------------------------------------------------------
 
 
-def defaults() -> dict[str, Any]:
+def defaults(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     """Every key with its default."""
     found: dict[str, Any] = {}
-    for name, field in Config.model_fields.items():
+    for name, field in section.model_fields.items():
         if isinstance(field.default, BaseModel):
-            found |= {f"{name}.{key}": value for key, value in field.default}
+            found |= defaults(type(field.default), f"{prefix}{name}.")
         else:
-            found[name] = field.default
+            found[prefix + name] = field.default
     return found
 
 
@@ -194,9 +194,10 @@ def test_no_key_is_invented() -> None:
     sections = "|".join(name for name in Config.model_fields if name != "spool")
     for document in ("README.md", "DESIGN.md"):
         for word in code(prose(document)):
-            if re.fullmatch(rf"({sections})\.(?!py$|json$)[a-z_]+", word):
-                shown = word in defaults() or word in _paths_of_documents()
-                assert shown, f"{document} names {word}"
+            if re.fullmatch(rf"({sections})\.(?!py$|json$)[a-z_.]+", word):
+                parts = {key.rpartition(".")[0] for key in defaults()}
+                known = {*defaults(), *parts, *_paths_of_documents()}
+                assert word in known, f"{document} names {word}"
 
 
 def _paths_of_documents() -> set[str]:
@@ -214,6 +215,17 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in getattr(annotation, "__args__", ()):
         yield from _models_in(part)
+
+
+def test_what_is_refused_by_name_is_refused() -> None:
+    """Each parameter that the README calls refused is in the tables, and what passes is not."""
+    words = re.search(r"Refused by name,(.*?)and some more; (.*)", prose("README.md"))
+    assert words
+    refused = set(code(words[1]))
+    assert refused <= {*bodytables.REFUSED, *bodytables.NEVER}
+    never = re.search(r"by its name, but for (.*?)\.", words[2])
+    assert never
+    assert set(code(never[1])) == set(bodytables.NEVER)
 
 
 # -- documents --------------------------------------------------------------------------------
@@ -282,6 +294,14 @@ def test_the_marker_is_that_of_the_example() -> None:
     shown = dict(examples())
     assert shown["ready"] == told
     assert {key: shown["job-status"][key] for key in told} == told
+
+
+def test_the_example_job_would_be_accepted() -> None:
+    """The validator has nothing to say about the job that is shown."""
+    lines = [json.dumps(example).encode() for name, example in examples() if name == "request"]
+    rules = Config.model_validate({}).limits
+    found = validation.validate_lines(enumerate(lines, 1), rules, validation.Served())
+    assert (found.requests, found.listed) == (2, [])
 
 
 def test_the_health_rule_works() -> None:
