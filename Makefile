@@ -62,6 +62,10 @@ $(STAMPS)/dev: requirements/dev.txt $(STAMPS)/package
 	  $(PIP) install --quiet --no-deps -r requirements/dev.txt
 	touch $@
 
+$(STAMPS)/fuzz: $(STAMPS)/package
+	@scripts/step "atheris, for fuzzing" "$(NETWORK)" $(PIP) install --quiet --editable '.[fuzz]'
+	touch $@
+
 $(STAMPS)/engine-cpu: requirements/cpu.txt $(STAMPS)/package
 	@rm -f $(STAMPS)/engine-*
 	$(PIP) uninstall --quiet --yes vllm
@@ -99,6 +103,30 @@ test: $(STAMPS)/dev model  ## The whole suite, with the real vLLM.
 .PHONY: test-fast
 test-fast: $(STAMPS)/dev  ## The suite without the real vLLM and the slow tests.
 	@$(BIN)/pytest -m "not vllm and not slow" $(PYTEST_ARGS) || $(ONE_TEST)
+
+# How much `make torture` does: power cuts, random steps, kills.
+CUTS ?= 200
+STEPS ?= 10000
+KILLS ?= 30
+
+.PHONY: torture
+torture: $(STAMPS)/dev  ## CUTS power cuts (as root), STEPS random actions, KILLS kill -9: an hour or more.
+	@export PYTHONPATH=tests
+	$(BIN)/python -m torture.powercuts --cuts $(CUTS) || [[ $$? == 77 ]]
+	TORTURE_STEPS=$(STEPS) $(BIN)/pytest -q -s -o timeout=0 tests/test_statemachine.py
+	$(BIN)/python -m torture.chaos --kills $(KILLS)
+
+# Where the search keeps what it found interesting, and for how long it goes on (seconds).
+FUZZ_CORPUS ?= .fuzz/corpus
+FUZZ_SECONDS ?= 600
+
+.PHONY: fuzz
+fuzz: $(STAMPS)/fuzz  ## Search for lines that break the parser: make fuzz FUZZ_SECONDS=3600
+	@mkdir -p .fuzz
+	scripts/step "fuzzing the line parser for $(FUZZ_SECONDS) s" \
+	  "The input that broke it is in .fuzz; make a test of it." \
+	  nice $(BIN)/python tests/fuzz/fuzz_line.py $(FUZZ_CORPUS) -artifact_prefix=.fuzz/ \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=20 -rss_limit_mb=4096
 
 .PHONY: schemas
 schemas: $(STAMPS)/package  ## Write schemas/ anew from the models.
