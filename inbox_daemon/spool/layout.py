@@ -57,7 +57,9 @@ class Layout:
         Raises SpoolError: the folder cannot be made.
         """
         try:
-            self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not self.root.is_dir():
+                self.root.mkdir(parents=True)
+                self.root.chmod(0o755)  # senders pass through it, whatever our umask
             for name in FOLDERS:
                 self._create_folder(self.root / name)
         except OSError as error:
@@ -82,8 +84,8 @@ class Layout:
         Not where the rest of the spool is gone too: then its filesystem is not mounted.
         """
         if self.claimed.is_dir():
-            for lane in Priority:
-                self._create_folder(self.lane(lane))
+            for folder in (self.inbox, *(self.lane(lane) for lane in Priority)):
+                self._create_folder(folder)
 
     def check(self) -> None:
         """Hold the spool to what every move relies on.
