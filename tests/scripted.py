@@ -39,8 +39,9 @@ def line(custom_id: str, *script: object, **body: object) -> bytes:
 
     In place of a status: "timeout", "reset", "wait" (until released), "die".
     """
-    known = {"script": list(script), "echo": custom_id} | body
-    return orjson.dumps({"custom_id": custom_id, "url": URL, "body": known}) + b"\n"
+    prompt = orjson.dumps({"script": list(script), "echo": custom_id}).decode()
+    line = {"custom_id": custom_id, "url": URL, "body": {"prompt": prompt} | body}
+    return orjson.dumps(line) + b"\n"
 
 
 class ScriptedEngine:
@@ -69,6 +70,7 @@ class ScriptedEngine:
         if self.info.state is not EngineState.READY:  # it died since this was launched
             return Fault(FaultKind.CONNECTION, "the engine is away")
         parsed = orjson.loads(body)
+        parsed |= orjson.loads(parsed["prompt"])
         name = parsed["echo"]
         self._check(name, request_id)
         steps, number = parsed["script"], self.attempts[name]

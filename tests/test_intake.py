@@ -518,7 +518,6 @@ async def test_what_is_never_taken_is_shown_with_the_reason(make: Any) -> None: 
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the marker's name of a name that long is too long")
 async def test_a_name_of_any_length_is_refused_in_the_end(make: Any) -> None:  # noqa: ANN401 - a factory
     """The longest names that a sender can make are bad ones and nothing else."""
     desk = make(intake={"settle_s": 1e-6, "incomplete_s": 1e-6})
