@@ -159,11 +159,10 @@ def test_invalid_lines_can_become_dead_letters(make_daemon: MakeDaemon) -> None:
 
 
 def test_inbox_that_was_made_anew_is_still_watched(start_daemon: MakeDaemon) -> None:
-    """A sender's script that removes inbox/ and makes it again does not silence the daemon."""
+    """An inbox/ that a sender's script removes is there again, with its lanes, and is watched."""
     daemon = start_daemon()
     inbox = daemon.spool / "inbox"
     shutil.rmtree(inbox)
-    daemon.wait_status(lambda s: s["status"] == "unhealthy", "an unhealthy daemon")
-    inbox.mkdir()
+    daemon.wait(lambda: (inbox / "high").is_dir() and (inbox / "low").is_dir(), "inbox/ again")
     assert len(daemon.run_job("after", chats(2)).results) == 2
     daemon.wait_status(lambda s: s["status"] == "healthy", "a healthy daemon")
