@@ -7,7 +7,7 @@ import pytest
 
 from conftest import MakeDaemon
 from harness import DaemonProcess, inbox_daemon
-from harness_jobs import Json, chat, chats, check_outputs
+from harness_jobs import Json, chats, check_outputs
 
 
 def command(daemon: DaemonProcess, *words: str, code: int = 0) -> str:
@@ -96,17 +96,17 @@ def test_paused_job_lets_the_others_run(make_daemon: MakeDaemon) -> None:
 
 def test_folder_of_a_drop_is_its_priority(make_daemon: MakeDaemon) -> None:
     """Jobs of inbox/high run first and those of inbox/low last, whatever came first."""
-    daemon = make_daemon("--slots", "1")
+    daemon = make_daemon()
     flag = daemon.hold_engine()
     daemon.start(ready=False)
     for name, lane in (("later", "low"), ("usual", "."), ("urgent", "high")):
-        daemon.drop(f"{lane}/{name}", [chat(f"r{n}", f"{name} {n}") for n in range(3)])
+        daemon.drop(f"{lane}/{name}", chats(3))
         assert daemon.wait_active(name)["priority"] == {".": "normal"}.get(lane, lane)
     flag.touch()
     for name in ("later", "usual", "urgent"):
-        daemon.wait_outcome(name)
-    order = [text.split()[0] for text in daemon.executions()]
-    assert order == ["urgent"] * 3 + ["usual"] * 3 + ["later"] * 3
+        daemon.check_results(name, chats(3))
+    started = [event["job"] for event in daemon.events("job_started")]
+    assert started == ["urgent", "usual", "later"]
 
 
 def test_options_of_a_job_count(start_daemon: MakeDaemon) -> None:
