@@ -43,23 +43,23 @@ def check_tools(path: str, value: object, size: int, rules: BodyConfig) -> None:
     if not isinstance(value, list):
         raise wrong(path, "a list")
     _check_bytes(path, value, size, (rules.max_tools_bytes, "max_tools_bytes"))
-    total = sum(1 for _ in _tools(path, value))
+    spaces = [
+        (f"{path}[{number}].tools", tool["tools"])
+        for number, tool in enumerate(value)
+        if isinstance(tool, dict) and tool.get("type") == "namespace"
+        if isinstance(tool.get("tools"), list)
+    ]
+    total = len(value) + sum(len(tools) for _, tools in spaces)
     if total > rules.max_tools:
         raise over_limit(path, f"{total} tools", rules.max_tools, "max_tools")
-    for place, tool in _tools(path, value):
-        _check_tool(place, tool, size, rules)
+    for place, tools in [(path, value), *spaces]:
+        for number, tool in enumerate(tools):
+            _check_tool(f"{place}[{number}]", tool, size, rules)
+            if place != path and tool.get("type") == "namespace":
+                raise wrong(f"{place}[{number}]", "a tool and no further namespace")
 
 
-def _tools(path: str, value: list[object]) -> Iterator[tuple[str, object]]:
-    """Each tool with its path, those inside of namespaces too."""
-    for number, tool in enumerate(value):
-        yield f"{path}[{number}]", tool
-        inner = tool.get("tools") if isinstance(tool, dict) else None
-        if isinstance(inner, list):
-            yield from _tools(f"{path}[{number}].tools", inner)
-
-
-def _check_tool(path: str, tool: object, size: int, rules: BodyConfig) -> None:
+def _check_tool(path: str, tool: Any, size: int, rules: BodyConfig) -> None:  # noqa: ANN401 - JSON is any value
     if not isinstance(tool, dict):
         raise wrong(path, "an object")
     kind = tool.get("type", "function")

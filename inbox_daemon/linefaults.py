@@ -23,8 +23,9 @@ class LineFaultError(Exception):
 
 
 def quote(text: str) -> str:
-    """Show a sender's text in printable ASCII, cut at 60 characters."""
-    return ascii(text[:_SHOWN])
+    """Show a sender's text in printable ASCII, cut to about 60 characters."""
+    shown = ascii(text[:_SHOWN])
+    return shown if len(shown) <= _SHOWN + 2 else f"{shown[:_SHOWN]}...{shown[-1]}"
 
 
 def key_path(path: str, key: str) -> str:

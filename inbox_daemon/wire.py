@@ -26,6 +26,8 @@ BOM = b"\xef\xbb\xbf"
 WRITABLE_DEPTH = 250
 # What orjson says past 1,024 levels; the words changed between its releases.
 _ORJSON_TOO_DEEP = ("recursion limit", "depth limit")
+# What it says of more brackets than there could be if each was closed.
+_ORJSON_NO_MEMORY = "allocate memory"
 _KEYS = frozenset({"custom_id", "method", "url", "body"})
 _URLS = frozenset(URLS)
 
@@ -88,6 +90,8 @@ def _too_deep(max_depth: int) -> LineFaultError:
 def _json_advice(line: bytes, error: orjson.JSONDecodeError) -> str:
     if line.startswith(BOM):
         return "the file starts with a byte order mark; write it as UTF-8 without one"
+    if _ORJSON_NO_MEMORY in error.msg:
+        return f"the line is not valid JSON: its brackets are not closed, at column {error.colno}"
     return f"the line is not valid JSON: {error.msg} at column {error.colno}"
 
 
