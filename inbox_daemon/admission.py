@@ -235,8 +235,11 @@ class Admission:
         self.spool.take_away(
             claim.name, claim.priority, claim.signature, claim.job_id, _sidecars(claim.name)
         )
-        self._mismatched.pop(claim.name, None)
-        self._held.pop(claim.name, None)
+        self._forget(claim.name)
+
+    def _forget(self, name: str) -> None:
+        self._mismatched.pop(name, None)
+        self._held.pop(name, None)
 
     # -- no -------------------------------------------------------------------------
 
@@ -253,10 +256,17 @@ class Admission:
             size=claim.size,
             file=target,
         )
-        self._carry_out(why, target, self.spool.claim_path(claim.job_id))
+        # The drop first: a crash puts it back, or it would be refused a second time.
+        self._seize(claim)
         self._show_refusal(why, stem, found.requests)
-        self._take_away(claim)
+        self._carry_out(why, target, self.spool.claim_path(claim.job_id))
         return why
+
+    def _seize(self, claim: Claim) -> None:
+        if claim.signature is not None:
+            sidecars = _sidecars(claim.name)
+            self.spool.seize(claim.name, claim.priority, claim.signature, claim.job_id, sidecars)
+            self._forget(claim.name)
 
     def reject_drop(self, entry: Entry, priority: Priority, fault: Fault) -> Answer:
         """Refuse a file that was never claimed: it goes to rejected/ itself.
@@ -273,9 +283,9 @@ class Admission:
         target = self.spool.rejected_as(stem, suffix, job_id) + suffix
         shown = name.removesuffix(gate.JOB_SUFFIX) if gate.is_job_name(name) else gate.escape(name)
         why = documents.reason(job_id, shown, [fault], time.time(), file=target)
-        self._carry_out(why, target, source)
         if suffix:
             self._show_refusal(why, stem, 0)
+        self._carry_out(why, target, source)
         return Answer(rejected=why)
 
     def _carry_out(self, why: Reason, target: str, source: Path) -> None:

@@ -100,9 +100,6 @@ class Inbox(Layout):
         """
         aside = self.seize(name, priority, signature, job_id, sidecars)
         if aside is None:
-            if not os.path.lexists(self.lane(priority) / name):
-                for sidecar in sidecars:
-                    self.remove_drop(sidecar, priority)
             return False
         # A crash before this rename puts all of it back, one after it nothing: a sidecar
         # that stayed alone would speak of the next file of that name.
@@ -122,7 +119,8 @@ class Inbox(Layout):
         """Move a drop out of its sender's reach; None when it is gone, or another file by now.
 
         The rename decides: what is seized is what was looked at, and a newer file of
-        the same name stays.  The sidecars that are there come along, beside it.
+        the same name stays.  The sidecars that are there come along, beside it, and go
+        where their file is gone.
         """
         # In a folder of its own, because a name may be as long as the filesystem allows.
         aside = self.claimed / f"{job_id}.{priority}.drop" / name
@@ -130,7 +128,8 @@ class Inbox(Layout):
         try:
             durable.rename_noreplace(self.lane(priority) / name, aside)
         except FileNotFoundError:
-            durable.remove_empty_dir(aside.parent)
+            self._seize_sidecars(self.lane(priority), sidecars, aside.parent)
+            durable.remove_tree(aside.parent)
             return None
         if _same_file(aside, signature):
             self._seize_sidecars(self.lane(priority), sidecars, aside.parent)

@@ -34,22 +34,27 @@ class Rejections(Layout):
         """Carry out a rejection: the file, then its reason, into rejected/.
 
         The reason is written first, beside the claims, so that a crash at any point
-        is finished by `finish_rejections`.
+        is undone or finished by `finish_rejections`.  What was seized of the drop under
+        this id goes.
         """
         note = self.claimed / f"{job_id}.reason.json"
         durable.write_file(note, reason)
         durable.sync_dir(self.claimed)
         after(JobState.CLAIMED, Event.REJECT)
         durable.move(source, self.rejected / file)
-        if source.parent.parent == self.claimed:  # it was seized
-            durable.remove_tree(source.parent)
+        self._explain(job_id, file)
+
+    def _explain(self, job_id: str, file: str) -> None:
+        """Let go of the drop of a file that lies in rejected/, and put its reason there."""
+        for seized in self.claimed.glob(f"{job_id}.*.drop"):
+            durable.remove_tree(seized)
+        note = self.claimed / f"{job_id}.reason.json"
         durable.move(note, self.rejected / _reason_name(file))
 
     def finish_rejections(self) -> None:
         """After a crash: complete the rejections that were being carried out.
 
-        A reason whose file never left inbox/ is dropped: the next scan finds the
-        file again.
+        A reason whose file is not with us is dropped: the next scan finds that again.
         """
         for note in sorted(self.claimed.iterdir()):
             if not _NOTE.match(note.name):
@@ -59,9 +64,7 @@ class Rejections(Layout):
             if file and self.claim_path(job_id).exists():
                 durable.move(self.claim_path(job_id), self.rejected / file)
             if file and os.path.lexists(self.rejected / file):
-                for seized in self.claimed.glob(f"{job_id}.*.drop"):
-                    durable.remove_tree(seized)  # its sidecars: the file itself has moved
-                durable.move(note, self.rejected / _reason_name(file))
+                self._explain(job_id, file)
             else:
                 durable.remove_file(note)
 
