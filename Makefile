@@ -10,6 +10,8 @@ BIN := .venv/bin
 STAMPS := .venv/stamps
 # The engine to install: gpu with a working NVIDIA driver, else cpu; `make ENGINE=cpu …` overrides.
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# What `make bench` runs; engine, with the real vLLM, takes its time.
+BENCH ?= machinery validate scale
 # Further arguments for pytest, such as PYTEST_ARGS='-k spool -x'.
 PYTEST_ARGS ?=
 
@@ -127,6 +129,10 @@ fuzz: $(STAMPS)/fuzz  ## Search for lines that break the parser: make fuzz FUZZ_
 	  "The input that broke it is in .fuzz; make a test of it." \
 	  nice $(BIN)/python tests/fuzz/fuzz_line.py $(FUZZ_CORPUS) -artifact_prefix=.fuzz/ \
 	  -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=20 -rss_limit_mb=4096
+
+.PHONY: bench
+bench: $(STAMPS)/package  ## Measure the daemon itself; bench/RESULTS.md says how to measure with vLLM.
+	@for name in $(BENCH); do $(BIN)/python -m bench.$$name; done
 
 .PHONY: schemas
 schemas: $(STAMPS)/package  ## Write schemas/ anew from the models.
