@@ -14,6 +14,8 @@ ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BENCH ?= machinery validate scale
 # Further arguments for pytest, such as PYTEST_ARGS='-k spool -x'.
 PYTEST_ARGS ?=
+# Tests side by side: more than cores, because most of them wait for a daemon.
+WORKERS ?= 3
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ONE_TEST := { echo "One test alone: $(BIN)/pytest -x -k NAME" >&2; exit 1; }
@@ -100,11 +102,11 @@ check: $(STAMPS)/dev  ## Lint, formatting and types.
 
 .PHONY: test
 test: $(STAMPS)/dev model  ## The whole suite, with the real vLLM.
-	@$(BIN)/pytest $(PYTEST_ARGS) || $(ONE_TEST)
+	@$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS) || $(ONE_TEST)
 
 .PHONY: test-fast
 test-fast: $(STAMPS)/dev  ## The suite without the real vLLM and the slow tests.
-	@$(BIN)/pytest -m "not vllm and not slow" $(PYTEST_ARGS) || $(ONE_TEST)
+	@$(BIN)/pytest -n $(WORKERS) -m "not vllm and not slow" $(PYTEST_ARGS) || $(ONE_TEST)
 
 # How much `make torture` does: power cuts, random steps, kills.
 CUTS ?= 200
