@@ -114,7 +114,7 @@ STEPS ?= 10000
 KILLS ?= 30
 
 .PHONY: torture
-torture: $(STAMPS)/dev  ## CUTS power cuts (as root), STEPS random actions, KILLS kill -9: an hour or more.
+torture: $(STAMPS)/dev  ## CUTS power cuts (as root), STEPS random actions, KILLS kill -9.
 	@export PYTHONPATH=tests
 	$(BIN)/python -m torture.powercuts --cuts $(CUTS) || [[ $$? == 77 ]]
 	TORTURE_STEPS=$(STEPS) $(BIN)/pytest -q -s -o timeout=0 tests/test_statemachine.py
