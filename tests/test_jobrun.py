@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import JOB_ID, dead_letter, job_record, make_spool, request
@@ -400,6 +400,7 @@ class History:
 STEPS = ("admit", "take", "succeed", "fail", "bury", "abandon", "commit", "crash")
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), max_size=40))
 def test_any_history_ends_each_request_once(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
