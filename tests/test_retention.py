@@ -1,0 +1,208 @@
+"""Retention: only what has ended goes, the oldest first, and never more than is asked for."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import JOB_ID, config, dead_letter, job_record, request
+from inbox_daemon.records import Checkpoint, Progress
+from inbox_daemon.retention import Kept, retain, surplus
+from miniature import Miniature
+
+DAY = 86400.0
+NOW = 100 * DAY
+OFF = dict.fromkeys(
+    (
+        "outbox_days",
+        "outbox_max_bytes",
+        "rejected_days",
+        "rejected_max_bytes",
+        "dead_letter_days",
+        "dead_letter_max_bytes",
+    ),
+    0,
+)
+
+# -- the choice ---------------------------------------------------------------------
+
+KEPT = st.lists(
+    st.builds(
+        Kept,
+        st.integers(0, 10**9),
+        st.floats(0, NOW),
+        st.integers(0, 1000),
+    ),
+    max_size=20,
+    unique_by=lambda item: item.what,
+)
+
+
+@given(KEPT, st.sampled_from([0.0, 1.0, 50.0]), st.sampled_from([0, 1, 500, 5000]))
+def test_what_stays_keeps_both_limits_and_what_goes_had_to(
+    kept: list[Kept[int]], days: float, max_bytes: int
+) -> None:
+    """Nothing too old and no more bytes than allowed stay, and not one thing more goes."""
+    gone = set(surplus(kept, NOW, days, max_bytes))
+    staying = [item for item in kept if item.what not in gone]
+    if days:
+        assert all(NOW - item.at <= days * DAY for item in staying)
+    if max_bytes:
+        assert sum(item.size for item in staying) <= max_bytes
+    young = [i for i in kept if i.what in gone and not (days and NOW - i.at > days * DAY)]
+    for item in young:  # each of these went for its bytes: with it the limit would not be kept
+        newer = [i for i in kept if i.at > item.at or i in staying]
+        assert item.size + sum(i.size for i in newer) > max_bytes > 0 or item.size == 0
+
+
+def test_no_limit_keeps_everything() -> None:
+    """0 is for ever."""
+    assert surplus([Kept(1, 0.0, 10**12)], NOW, 0, 0) == []
+
+
+def test_the_oldest_goes_first() -> None:
+    """To make room the newest is kept."""
+    kept = [Kept("new", 3.0, 10), Kept("old", 1.0, 10), Kept("middle", 2.0, 10)]
+    assert surplus(kept, NOW, 0, 20) == ["old"]
+    assert surplus(kept, NOW, 0, 5) == ["old", "middle", "new"]
+
+
+# -- the removal --------------------------------------------------------------------
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Miniature]:
+    """A daemon on an empty spool."""
+    daemon = Miniature(tmp_path / "spool")
+    yield daemon
+    daemon.close()
+
+
+def keep(daemon: Miniature, now: float, **rules: Any) -> int:  # noqa: ANN401 - any rule
+    """Remove what is over by these rules alone."""
+    return retain(config(retention=OFF | rules), daemon.spool, daemon.ledger, now)
+
+
+def finish(daemon: Miniature, name: str, at: float) -> None:
+    """Publish a job that ended at a moment."""
+    (daemon.spool.inbox / f"{name}.jsonl").write_bytes(request(name) + b"\n")
+    daemon.live()
+    record = next(r for r in daemon.ledger.jobs() if r.name == name)
+    daemon.ledger.update(record.model_copy(update={"finished_at": at}))
+    os.utime(daemon.spool.outbox / name / "status.json", (at, at))
+
+
+def names(folder: Path) -> set[str]:
+    """What lies in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+def test_old_results_go_and_new_ones_stay(daemon: Miniature) -> None:
+    """By age, a folder that nobody has fetched for long is removed whole."""
+    finish(daemon, "old", NOW - 10 * DAY)
+    finish(daemon, "new", NOW - 1 * DAY)
+    assert keep(daemon, NOW, outbox_days=5) >= 1
+    assert names(daemon.spool.outbox) == {"new"}
+    assert names(daemon.spool.claimed) == set()
+
+
+def test_results_above_the_bytes_allowed_go(daemon: Miniature) -> None:
+    """By size, the oldest folders make room."""
+    finish(daemon, "old", NOW - 2 * DAY)
+    finish(daemon, "new", NOW - 1 * DAY)
+    sizes = [size for _, _, size in daemon.spool.published_folders()]
+    keep(daemon, NOW, outbox_max_bytes=max(sizes))
+    assert names(daemon.spool.outbox) == {"new"}
+
+
+def test_nothing_unfinished_ever_goes(daemon: Miniature) -> None:
+    """Active jobs, what lies in inbox/ or quarantine/, and strangers' files stay."""
+    (daemon.spool.inbox / "job.jsonl").write_bytes(request("a") + b"\n")
+    daemon.take_drops()
+    daemon.start()
+    (daemon.spool.inbox / "waits.jsonl").write_bytes(b"x")
+    (daemon.spool.quarantine / "kept").write_bytes(b"x")
+    (daemon.spool.outbox / "stranger").mkdir()
+    record = daemon.ledger.jobs()[0]
+    letters = [dead_letter(1, record.id, last_at=0.0)]
+    daemon.ledger.checkpoint([Checkpoint(record.id, Progress(), dead=letters)])
+    everything = dict.fromkeys(OFF, 1)
+    assert retain(config(retention=everything), daemon.spool, daemon.ledger, 1e12) == 0
+    assert names(daemon.spool.running) == {record.id}
+    assert names(daemon.spool.inbox) == {"high", "low", "waits.jsonl"}
+    assert names(daemon.spool.quarantine) == {"kept"}
+    assert names(daemon.spool.outbox) == {"stranger"}
+    assert daemon.ledger.dead_count() == 1
+
+
+def test_old_refusals_go_whole(daemon: Miniature) -> None:
+    """A refused file goes with its reason."""
+    for name, at in (("old", NOW - 40 * DAY), ("new", NOW)):
+        (daemon.spool.inbox / f"{name}.jsonl").write_bytes(b"nope\n")
+        daemon.take_drops()
+        os.utime(daemon.spool.rejected / f"{name}.reason.json", (at, at))
+    assert keep(daemon, NOW, rejected_days=30) == 1
+    assert names(daemon.spool.rejected) == {"new.jsonl", "new.reason.json"}
+
+
+def bury(daemon: Miniature, ended: dict[str, float], **fields: Any) -> dict[str, str]:  # noqa: ANN401 - any field
+    """Two dead letters of each job that ended at a moment; returns the jobs' ids."""
+    found = {}
+    for number, (name, at) in enumerate(ended.items()):
+        job_id = found[name] = f"{JOB_ID[:-1]}{number}"
+        daemon.ledger.accept(job_record(job_id, name, finished_at=at), [])
+        letters = [dead_letter(line, job_id, last_at=at, **fields) for line in (1, 2)]
+        daemon.ledger.checkpoint([Checkpoint(job_id, Progress(), dead=letters)])
+    return found
+
+
+def lettered(daemon: Miniature) -> list[tuple[str, int]]:
+    """Whose letters are there, by job and line."""
+    return [(letter.job_id, letter.line) for letter in daemon.ledger.dead_letters()]
+
+
+def test_old_dead_letters_go_unless_they_are_being_redriven(daemon: Miniature) -> None:
+    """A letter that an active job runs again stays until that is over."""
+    ids = bury(daemon, {"old": NOW - 10 * DAY, "new": NOW})
+    again = job_record(JOB_ID[:-1] + "9", "again")
+    daemon.ledger.accept(again, [], [(1, dead_letter(2, ids["old"]))])
+    assert keep(daemon, NOW, dead_letter_days=5) == 1
+    assert lettered(daemon) == [(ids["old"], 2), (ids["new"], 1), (ids["new"], 2)]
+
+
+def test_letters_above_the_bytes_allowed_go(daemon: Miniature) -> None:
+    """The letters of the job that ended first make room for the others."""
+    ids = bury(daemon, {"b": NOW - 1, "a": NOW - 2, "c": NOW}, request="x" * 1000)
+    keep(daemon, NOW, dead_letter_max_bytes=6000)
+    assert lettered(daemon) == [(ids["b"], 1), (ids["b"], 2), (ids["c"], 1), (ids["c"], 2)]
+
+
+def test_a_record_stays_as_long_as_anything_of_its_job_does(daemon: Miniature) -> None:
+    """A job is forgotten after dedup_days, and not before its results and letters are gone."""
+    finish(daemon, "shown", NOW - 10 * DAY)
+    finish(daemon, "lettered", NOW - 10 * DAY)
+    finish(daemon, "gone", NOW - 10 * DAY)
+    finish(daemon, "recent", NOW - 1 * DAY)
+    for name in "lettered", "gone", "recent":
+        daemon.spool.remove_published(name)
+    kept = next(r for r in daemon.ledger.jobs() if r.name == "lettered")
+    letter = dead_letter(1, kept.id, last_at=NOW)
+    daemon.ledger.checkpoint([Checkpoint(kept.id, Progress(), dead=[letter])])
+    assert keep(daemon, NOW) == 1
+    assert {r.name for r in daemon.ledger.jobs()} == {"shown", "lettered", "recent"}
+
+
+def test_a_sender_that_collects_meanwhile_is_no_error(
+    daemon: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was fetched between the look and the removal is only gone."""
+    finish(daemon, "old", NOW - 10 * DAY)
+    folders = list(daemon.spool.published_folders())
+    daemon.spool.remove_published("old")
+    monkeypatch.setattr(daemon.spool, "published_folders", lambda: iter(folders))
+    keep(daemon, NOW, outbox_days=5)
+    assert names(daemon.spool.outbox) == set()
