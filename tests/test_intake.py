@@ -587,7 +587,6 @@ async def test_the_list_of_what_waits_stays_short(
     assert len(intake.waiting) == MAX_WAITING
 
 
-@pytest.mark.xfail(strict=True, reason="the lanes are made before the folder they lie in")
 async def test_an_inbox_that_was_removed_is_made_again(make: Any) -> None:  # noqa: ANN401 - a factory
     """Whoever removes the folder does not silence the daemon for good."""
     desk = make(intake={"settle_s": 1e-6})
