@@ -14,9 +14,9 @@ import pytest
 from builders import config, request
 from inbox_daemon import durable
 from inbox_daemon.admission import Answer
-from inbox_daemon.control import Controller
+from inbox_daemon.control import Command, Controller, Order
 from inbox_daemon.intake import MAX_WAITING, Intake
-from inbox_daemon.model import json_schema
+from inbox_daemon.model import Fault, json_schema
 from inbox_daemon.spool import Spool
 from inbox_daemon.states import Priority
 from inbox_daemon.validation import Served
@@ -464,15 +464,22 @@ def test_a_drop_that_is_replaced_before_its_refusal_is_looked_at_anew(
 
 
 class NoController:
-    """Nobody gives orders here."""
+    """Orders are noted, and refused where the test wants that."""
 
-    async def obey(self, command: object, note: object) -> None:
-        """Do nothing."""
+    def __init__(self, fault: Fault | None) -> None:
+        """Take the answer to every order."""
+        self.fault = fault
+        self.given: list[Command] = []
+
+    async def obey(self, command: Command, note: object) -> Fault | None:
+        """Note an order."""
+        self.given.append(command)
+        return self.fault
 
 
-def intake_of(desk: Desk) -> Intake:
+def intake_of(desk: Desk, fault: Fault | None = None) -> Intake:
     """The loop of a daemon, to be turned by hand."""
-    controller = cast("Controller", NoController())
+    controller = cast("Controller", NoController(fault))
     return Intake(desk.config, desk.spool, desk.queue, desk.admission, controller, lambda: None)
 
 
@@ -494,6 +501,41 @@ async def test_a_drop_is_taken_by_the_scan_after_it_settled(make: Any) -> None: 
     assert await turn(intake, 1) == ["job.jsonl"]
     assert await turn(intake, 1) == []
     assert len(desk.queue.entries) == 1
+
+
+async def test_an_order_is_obeyed_once_it_has_settled_and_goes(make: Any) -> None:  # noqa: ANN401 - a factory
+    """NAME.cancel is taken like a job: not before it is quiet, and only once."""
+    desk = make(intake={"settle_s": 1e-6})
+    intake = intake_of(desk)
+    (desk.spool.inbox / "job.cancel").touch()
+    (desk.spool.inbox / "folder.pause").mkdir()
+    assert sorted(await turn(intake, 1)) == ["folder.pause", "job.cancel"]
+    assert await turn(intake, 2) == ["folder.pause"]
+    assert cast("Any", intake.controller).given == [Command("job", Order.CANCEL)]
+    assert names(desk.spool.rejected) == set()
+
+
+async def test_an_order_that_cannot_be_obeyed_is_refused(make: Any) -> None:  # noqa: ANN401 - a factory
+    """It lies in rejected/ with its reason, and no job's status is touched."""
+    desk = make(intake={"settle_s": 1e-6})
+    intake = intake_of(desk, Fault(code="unknown_job", message="nobody has that name"))
+    (desk.spool.inbox / "job.cancel").write_bytes(b"{}")
+    assert await turn(intake) == []
+    assert names(desk.spool.rejected) == {"job.cancel", "job.cancel.reason.json"}
+    assert names(desk.spool.outbox) == set()
+    assert desk.reasons()["job.cancel.reason.json"]["code"] == "unknown_job"
+
+
+async def test_a_redelivery_is_told_among_the_recent_jobs(make: Any) -> None:  # noqa: ANN401 - a factory
+    """An operator sees that a file came again and was not run."""
+    desk = make(intake={"settle_s": 1e-6})
+    intake = intake_of(desk)
+    for _ in range(2):
+        desk.drop()
+        await turn(intake)
+    (recent,) = desk.queue.recent
+    assert (recent.name, recent.status) == ("job", "redelivered")
+    assert desk.queue.last_finished is None
 
 
 async def test_what_is_never_taken_is_shown_with_the_reason(make: Any) -> None:  # noqa: ANN401 - a factory

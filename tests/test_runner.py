@@ -185,6 +185,38 @@ async def test_what_holds_the_work_is_said(make: Make) -> None:
     assert list(bench.ledger.dead_letters()) == []
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        pytest.param(
+            1, marks=pytest.mark.xfail(strict=True, reason="the refused one is always first again")
+        ),
+        3,
+    ],
+)
+async def test_a_request_that_alone_is_refused_is_buried(make: Make, window: int) -> None:
+    """Where others are answered meanwhile, the refusal is of the request and not of us."""
+    bench = make(window=window, run={"max_attempts": 2})
+    bench.add(line("forbidden", *[403] * 99), *map(line, ids(6)))
+    await bench.finish()
+    assert bench.ids() == ids(6)
+    assert bench.lines("errors.jsonl")[0]["custom_id"] == "forbidden"
+    assert bench.lines("errors.jsonl")[0]["response"]["status_code"] == 403
+
+
+async def test_limits_that_were_lowered_hold_for_jobs_in_the_queue(make: Make) -> None:
+    """A request that was accepted under wider limits is refused, and the rest runs."""
+    bench = make()
+    bench.add(line("a"), line("b", user="x" * 500), line("c"))
+    await bench.crash()
+    bench = make(limits={"max_line_bytes": 400})
+    await bench.finish()
+    assert bench.ids() == ["a", "c"]
+    (letter,) = bench.ledger.dead_letters()
+    assert letter.line == 2
+    assert bench.engine.sent == ["a", "c"]
+
+
 async def test_invalid_lines_end_as_dead_letters(make: Make) -> None:
     """They are listed and never sent, and stay out of what can be run again."""
     bench = make()

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from builders import JOB_ID, job_record, make_spool, service_status
+from builders import JOB_ID, dead_letter, job_record, make_spool, request, service_status
 from inbox_daemon import documents, views
 from inbox_daemon.documents import pretty
+from inbox_daemon.errors import LedgerError, SenderError
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import Fault
 from inbox_daemon.records import Checkpoint, Progress
 from inbox_daemon.spool import Spool
 from inbox_daemon.states import BatchStatus, JobState
+from miniature import life
 
 SECOND = JOB_ID[:-1] + "1"
 THIRD = JOB_ID[:-1] + "2"
@@ -154,3 +156,69 @@ def test_a_writer_in_another_process_is_not_disturbed(spool: Spool) -> None:
 def test_a_document_is_fresh_until_its_own_time_is_over(now: float, fresh: bool) -> None:  # noqa: FBT001 - a table
     """The document itself says how long it counts."""
     assert views.is_fresh(service_status(), now) == fresh
+
+
+# -- dead letters and proofs --------------------------------------------------------
+
+
+def elsewhere(spool: Spool, code: str) -> str:
+    """What another process prints about a spool."""
+    head = "import sys\nfrom pathlib import Path\nfrom inbox_daemon import views\n"
+    head += "from inbox_daemon.spool import Spool\nspool = Spool(Path(sys.argv[1]))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", head + code, str(spool.root)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_dead_letters_are_found_by_job_and_reason(spool: Spool) -> None:
+    """By name or id, by reason, or all of them."""
+    ledger = Ledger(spool.ledger)
+    letters = [dead_letter(1), dead_letter(2, reason="poison"), dead_letter(1, SECOND, job="b")]
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=letters)])
+    ledger.close()
+
+    def found(job: str | None, reason: str | None) -> list[tuple[str, int]]:
+        return [(x.job, x.line) for x in views.dead_letters(spool, job, reason)]
+
+    assert found(None, None) == [("job", 1), ("job", 2), ("b", 1)]
+    assert found("job", None) == found(JOB_ID, None) == [("job", 1), ("job", 2)]
+    assert found(None, "poison") == [("job", 2)]
+    assert found("b", "poison") == []
+
+
+def test_without_a_ledger_dead_letters_are_an_error_in_words(spool: Spool) -> None:
+    """A command that needs the ledger says what is missing."""
+    with pytest.raises(LedgerError, match="inbox-daemon run"):
+        list(views.dead_letters(spool, None, None))
+
+
+def test_a_running_and_a_published_job_are_proved_by_name_and_id(tmp_path: Path) -> None:
+    """The newest job of a name is proved where it lies, beside a running daemon."""
+    with life(tmp_path / "spool") as daemon:
+        (daemon.spool.inbox / "job.jsonl").write_bytes(request("a") + b"\n" + request("b"))
+        daemon.take_drops()
+        daemon.start()
+        (run,) = daemon.queue.runs()
+        run.admit_chunk(2)
+        daemon.commit(run)
+        daemon.execute(run, 1)
+        daemon.commit(run)
+        words = elsewhere(daemon.spool, "print(views.verify(spool, 'job').summary)")
+        assert words.startswith("job: 1 of 2 requests have exactly one outcome so far")
+        daemon.work(run)
+        daemon.publish(run)
+        for name in ("job", run.record.id):
+            words = elsewhere(daemon.spool, f"print(views.verify(spool, {name!r}).summary)")
+            assert words.startswith("job: all 2 requests have exactly one outcome")
+
+
+def test_what_cannot_be_proved_is_said(spool: Spool) -> None:
+    """A name that nobody has, or whose folder was collected, is the asker's to know."""
+    fill(spool)
+    for name in ("nobody", "done", "queued"):
+        with pytest.raises(SenderError, match="inbox-daemon jobs"):
+            views.verify(spool, name)
