@@ -23,5 +23,4 @@ def test_every_line_has_one_outcome_after_random_kills(
     with capsys.disabled():
         print(f"\nchaos: seed {seed}")  # noqa: T201 - to repeat it
     chaos.run(KILLS)
-    daemon.stop()
     assert chaos.figures["kills"] == KILLS

@@ -65,6 +65,8 @@ class Chaos:
                 self._kill()
         for name in self.lines:
             self.daemon.wait_outcome(name, PATIENCE_S)
+        # A folder is shown before the last of its job is cleared away.
+        self.daemon.stop()
         self.check()
 
     def _kill(self) -> None:
@@ -145,7 +147,6 @@ def main() -> int:
     chaos = Chaos(daemon, options.seed, options.jobs, options.lines)
     try:
         chaos.run(options.kills)
-        daemon.stop()
     except AssertionError as error:
         print(f"chaos: FAILED: {error}; kept in {folder}")  # noqa: T201
         return 1
