@@ -55,16 +55,17 @@ def follow(spool: Spool, dropped: list[Dropped]) -> list[JobStatus | Reason]:
         TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
     )
-    ended: dict[str, JobStatus | Reason] = {}
+    # By the whole drop: two files of one name may have been taken one after the other.
+    ended: dict[Dropped, JobStatus | Reason] = {}
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {d.name: bars.add_task(d.name, total=d.lines or None, detail="") for d in dropped}
-        while len(ended) < len(dropped):
+        tasks = {d: bars.add_task(d.name, total=d.lines or None, detail="") for d in dropped}
+        while len(ended) < len(tasks):
             status = views.service_status(spool)
-            for drop in dropped:
-                _follow_one(spool, drop, status, bars, tasks[drop.name], ended)
-            if len(ended) < len(dropped):
+            for drop in tasks:
+                _follow_one(spool, drop, status, bars, tasks[drop], ended)
+            if len(ended) < len(tasks):
                 time.sleep(POLL_S)
-    return [ended[drop.name] for drop in dropped]
+    return [ended[drop] for drop in dropped]
 
 
 def _follow_one(
@@ -73,15 +74,15 @@ def _follow_one(
     status: ServiceStatus | None,
     bars: Progress,
     task: TaskID,
-    ended: dict[str, JobStatus | Reason],
+    ended: dict[Dropped, JobStatus | Reason],
 ) -> None:
-    if drop.name in ended:
+    if drop in ended:
         return
     outcome = submit.outcome(spool, drop)
     if outcome is None:
         _show_progress(drop, status, bars, task)
         return
-    ended[drop.name] = outcome
+    ended[drop] = outcome
     if isinstance(outcome, JobStatus):
         total = outcome.request_counts.total
         bars.update(task, completed=total, total=total, detail=outcome.status)

@@ -190,6 +190,18 @@ def test_following_shows_progress_until_all_have_ended(
     assert "job" in capsys.readouterr().err
 
 
+def test_two_files_of_one_name_are_both_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second may have been dropped after the first was taken; each has its own end."""
+    done = documents.job_status(job_record(), errors=False, retry=False)
+    why = documents.reason(JOB_ID, "job", [Fault(code="name_in_use", message="m")], 1000.0)
+    ends = {"0" * 64: done, "1" * 64: why}
+    monkeypatch.setattr(submit, "outcome", lambda _, d: ends[d.sha256])
+    drops = [Dropped("job", sha256, 1, 0.0) for sha256 in ends]
+    assert display.follow(make_spool(tmp_path), drops) == [done, why]
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(None, "?"), (5, "0:05"), (65.9, "1:05"), (3_725, "1:02:05")]
 )
