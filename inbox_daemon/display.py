@@ -61,8 +61,8 @@ def follow(spool: Spool, dropped: list[Dropped]) -> list[JobStatus | Reason]:
         tasks = {d: bars.add_task(d.name, total=d.lines or None, detail="") for d in dropped}
         while len(ended) < len(tasks):
             status = views.service_status(spool)
-            for drop in tasks:
-                _follow_one(spool, drop, status, bars, tasks[drop], ended)
+            for drop, task in tasks.items():
+                _follow_one(spool, drop, status, bars, task, ended)
             if len(ended) < len(tasks):
                 time.sleep(POLL_S)
     return [ended[drop] for drop in dropped]
