@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 _LOOK_S = 0.02
 Found = TypeVar("Found")
 
