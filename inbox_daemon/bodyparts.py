@@ -36,15 +36,22 @@ _UNKNOWN = "neither OpenAI nor vLLM documents it"
 
 
 def are_plain(messages: object) -> bool:
-    """Say whether messages have a role and a text each and nothing else, as most do."""
+    """Say whether messages have a role and texts each and nothing else, as most do."""
     if type(messages) is not list or not messages:
         return False
     for message in messages:
         if type(message) is not dict or len(message) != 2:  # noqa: PLR2004 - role and content
             return False
-        if type(message.get("content")) is not str or type(message.get("role")) is not str:
+        if type(message.get("role")) is not str:
+            return False
+        content = message.get("content")
+        if type(content) is not str and not _are_texts(content):
             return False
     return True
+
+
+def _are_texts(content: object) -> bool:
+    return type(content) is list and all(map(_is_text, content))
 
 
 class Contents:

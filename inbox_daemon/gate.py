@@ -24,6 +24,7 @@ from inbox_daemon.settling import Signature
 from inbox_daemon.spool import Spool
 from inbox_daemon.states import Priority
 from inbox_daemon.watch import Entry, Kind
+from inbox_daemon.wire import holds_too_much
 
 READY_SUFFIX = ".ready"
 JOB_SUFFIX = ".jsonl"
@@ -188,7 +189,8 @@ def _ends_whole(fd: int, size: int, max_line_bytes: int) -> bool:
     start = max(size - max_line_bytes - 1, 0)
     tail = os.pread(fd, size - start, start)
     last = tail[tail.rfind(b"\n") + 1 :]
-    if len(last) > max_line_bytes:  # over the limit: the validator says so
+    # Over a limit: the validator says so.
+    if len(last) > max_line_bytes or holds_too_much(last):
         return True
     try:
         orjson.loads(last)

@@ -41,6 +41,8 @@ class Grave:
 
     def parsed(self) -> Any:  # noqa: ANN401 - JSON is any value
         """The line as JSON, or as text where it is none that could be written again."""
+        if wire.holds_too_much(self.raw):
+            return self._text()
         try:
             value = orjson.loads(self.raw)
         except orjson.JSONDecodeError:

@@ -4,9 +4,10 @@ Purpose: read a job once, in bounded memory, and list what is wrong with it; the
 daemon and `inbox-daemon validate` use the same code.
 Invariants: at most one line is held at a time; every line gets at most one fault;
 lines of white space are no requests; the file is only read.
-Known limit: custom_ids are kept to find duplicates, up to 512 characters each.
+Known limit: custom_ids are kept to find duplicates, up to 64 characters of each.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from inbox_daemon.wire import (
 )
 
 _READ_BYTES = 1 << 20
+_SHORT_ID = 64
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class Validation:
 class _Seen:
     """What earlier lines said, as far as later ones must agree with it."""
 
-    custom_ids: dict[str, int] = field(default_factory=dict)
+    custom_ids: dict[str | bytes, int] = field(default_factory=dict)
     endpoints: set[str] = field(default_factory=set)
     model: str | None = None
 
@@ -127,15 +129,17 @@ def validate_lines(
         if found.requests > limits.max_requests_per_job:
             found.fatal = _too_many(limits)
             break
+        fault: Fault | None = None
         try:
-            request = _check_line(number, line, seen, limits, served)
-            found.digest.add(number, request.custom_id)
+            custom_id: str | None = _check_line(number, line, seen, limits, served)
         except LineFaultError as error:
-            found.digest.add(number, custom_id_of(line))
             fault = error.fault.model_copy(update={"line": number})
+        if fault is not None:  # only now, as the exception keeps what was parsed
+            custom_id = custom_id_of(line)
             _note(found, fault)
             if keep_invalid:
                 found.invalid.append(InvalidLine(number, fault))
+        found.digest.add(number, custom_id)
     if found.requests == 0:
         found.fatal = Fault(code="empty", message="the file holds no request")
     found.endpoint = next(iter(seen.endpoints)) if len(seen.endpoints) == 1 else None
@@ -159,7 +163,8 @@ def _too_many(limits: LimitsConfig) -> Fault:
 
 def _check_line(
     number: int, line: bytes | None, seen: _Seen, limits: LimitsConfig, served: Served
-) -> Request:
+) -> str:
+    """Check a line and give its custom_id alone, so that one body is held at a time."""
     if line is None:
         message = f"the line is longer than {limits.max_line_bytes} bytes; shorten the request"
         raise LineFaultError("line_too_long", message)
@@ -167,14 +172,21 @@ def _check_line(
     _check_custom_id(number, request, seen)
     _check_model(request, seen, served)
     seen.endpoints.add(request.url)
-    return request
+    return request.custom_id
 
 
 def _check_custom_id(number: int, request: Request, seen: _Seen) -> None:
-    first = seen.custom_ids.setdefault(request.custom_id, number)
+    custom_id = request.custom_id
+    # Of a long one, which may take 2 KB, its hash does as well.
+    short = custom_id if len(custom_id) <= _SHORT_ID else _hash(custom_id)
+    first = seen.custom_ids.setdefault(short, number)
     if first != number:
         message = f"the custom_id was used in line {first} already; each must be unique in a file"
         raise LineFaultError("duplicate_custom_id", message, "custom_id")
+
+
+def _hash(custom_id: str) -> bytes:
+    return hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
 
 
 def _check_model(request: Request, seen: _Seen, served: Served) -> None:

@@ -153,7 +153,7 @@ def test_depth_is_held_to_its_limit_exactly(depth: int) -> None:
     assert caught.value.fault.code == "too_deep"
 
 
-@pytest.mark.parametrize("levels", [1_024, 1_025, 100_000])
+@pytest.mark.parametrize("levels", [1_024, 1_025, 60_000])
 def test_absurd_depth_is_too_deep_and_harms_nothing(levels: int) -> None:
     """What the parser itself will not descend into is reported as too deep too."""
     assert fault_of(nested(levels)) == ("too_deep", None)
