@@ -39,14 +39,15 @@ def are_plain(messages: object) -> bool:
     """Say whether messages have a role and texts each and nothing else, as most do."""
     if type(messages) is not list or not messages:
         return False
-    for message in messages:
-        if type(message) is not dict or len(message) != 2:  # noqa: PLR2004 - role and content
-            return False
-        if type(message.get("role")) is not str:
-            return False
-        content = message.get("content")
-        if type(content) is not str and not _are_texts(content):
-            return False
+    try:
+        for message in messages:
+            content = message["content"]
+            if type(content) is not str and not _are_texts(content):
+                return False
+            if len(message) != 2 or type(message["role"]) is not str:  # noqa: PLR2004 - these two
+                return False
+    except (KeyError, TypeError):  # it has no such key, or is no object
+        return False
     return True
 
 

@@ -84,9 +84,9 @@ def check_body(url: str, body: dict[str, Any], size: int, rules: BodyConfig) -> 
     Raises LineFaultError: `body_not_allowed`, `body_over_limit` or `invalid_request`,
     whose param is the path of what is wrong, such as body.chat_template.
     """
-    simple = _SIMPLE[url]
+    types_of = _SIMPLE[url].get
     for key, value in body.items():
-        if type(value) in simple.get(key, _NO_TYPE):
+        if type(value) in types_of(key, _NO_TYPE):
             continue
         if key == "messages" and url in _TALKS and are_plain(value):
             continue

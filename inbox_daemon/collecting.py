@@ -115,16 +115,20 @@ class Collector:
             self._bury_tried(flight, verdict)
             return
         self._refused[suspect] = first, count + 1
-        flight.run.abandon(flight.ordinal)
-        if now < self.hold_until:
-            return  # one of the same wave
-        self.hold_until = now + min(REFUSED_PAUSE_S, 2.0**self._refusals_in_a_row)
-        self._refusals_in_a_row += 1
+        if now >= self.hold_until:  # else it is one of the same wave
+            self._pause(now)
+        # Others go first, or a window full of refused ones would be all that is ever sent.
+        later_s = min(REFUSED_PAUSE_S, 2.0 ** (count + 1))
+        flight.run.abandon(flight.ordinal, self.hold_until + later_s)
         self.problem = (
             f"the engine answers {verdict.http_status}: {verdict.message[:200]}; "
             "give the daemon access to it"
         )
         log.warning("engine_refuses", extra={"status": verdict.http_status, "code": verdict.code})
+
+    def _pause(self, now: float) -> None:
+        self.hold_until = now + min(REFUSED_PAUSE_S, 2.0**self._refusals_in_a_row)
+        self._refusals_in_a_row += 1
 
     # -- dead letters ---------------------------------------------------------------
 

@@ -111,6 +111,7 @@ class Daemon:
         run.close()
         self.queue.remove(record.id)
         self.queue.note(documents.recent_finished(record))
+        self.reporter.dead_letters = await asyncio.to_thread(self.ledger.dead_count)
         self.intake.wake()
         self._on_change()
 

@@ -113,6 +113,11 @@ class JobRun:
         return self._admitted >= self.total
 
     @property
+    def spent(self) -> bool:
+        """Say whether no new request is left to start, only retries."""
+        return self.fully_admitted and not self.admitting and self.startable == 0
+
+    @property
     def pending(self) -> int:
         """How many outcomes and failures the next commit would make count."""
         return len(self._entries) + len(self._new_retries)
@@ -194,10 +199,13 @@ class JobRun:
 
     # -- outcomes -------------------------------------------------------------------
 
-    def abandon(self, ordinal: int) -> None:
-        """Put a request that was in flight back among the open ones, uncharged."""
+    def abandon(self, ordinal: int, due: float = 0.0) -> None:
+        """Put a request that was in flight back among the open ones, uncharged.
+
+        It comes next, or after `due` in seconds of the monotonic clock.
+        """
         self._leave(ordinal, RETRYING)
-        heapq.heappush(self._due, (0.0, ordinal))
+        heapq.heappush(self._due, (due, ordinal))
 
     def fail(self, ordinal: int, record: RetryRecord, due: float) -> None:
         """Charge a failed attempt; the next may start at `due`, once this is committed."""

@@ -69,8 +69,7 @@ def disk_shortage(free_bytes: int, free_inodes: int, floor: DiskConfig) -> str |
             f"the disk has {free_bytes >> 20} MiB free and {floor.min_free_bytes >> 20} MiB are "
             "kept free: nothing is taken or sent until there is room"
         )
-    # A filesystem without a fixed number of inodes reports none.
-    if 0 < free_inodes < floor.min_free_inodes:
+    if free_inodes < floor.min_free_inodes:
         return (
             f"the disk has {free_inodes} inodes free and {floor.min_free_inodes} are kept free: "
             "nothing is taken or sent until there is room"

@@ -35,6 +35,8 @@ log = logging.getLogger("inbox_daemon.runner")
 BURIALS = 500
 # So many requests are launched, or lines buried that are none, before the loop turns.
 LAUNCHES = 1000
+# A job that is more urgent by so many levels does not wait for the ones that run.
+MORE_URGENT = 0.5
 
 Publish = Callable[[JobRun], Awaitable[None]]
 
@@ -167,8 +169,7 @@ class Runner:
             room = self._admit_from(run, room)
             self._admit_chunk(run)
             self.limited = self.limited or (room <= 0 and run.startable > 0)
-        if room > 0:
-            self._start_next_job()
+        self._start_next_job(room)
 
     def _may_admit(self) -> bool:
         if self._draining or self.paused or self.collector.suspects:
@@ -235,15 +236,16 @@ class Runner:
 
     # -- jobs -----------------------------------------------------------------------
 
-    def _start_next_job(self) -> None:
+    def _start_next_job(self, room: int) -> None:
         """Begin the next job while the last one's tail runs, or a more urgent one at once."""
         now = time.time()
         record = self._queue.next_queued(now)
         if record is None or self._starting:
             return
-        unspent = [run.record for run in self._admittable() if not run.fully_admitted]
-        urgency = self._queue.urgency(record, now)
-        if record.ending or all(urgency < self._queue.urgency(r, now) - 0.5 for r in unspent):
+        unspent = [run.record for run in self._admittable() if not run.spent]
+        urgency = self._queue.urgency(record, now) + MORE_URGENT
+        more_urgent = all(urgency < self._queue.urgency(other, now) for other in unspent)
+        if record.ending or (more_urgent if unspent else room > 0):
             self._start(record)
 
     def _start(self, record: JobRecord) -> None:

@@ -73,7 +73,6 @@ def test_health_shows_what_runs(start_daemon: MakeDaemon) -> None:
     assert (status["engine"]["models"], status["engine"]["version"]) == (["standin"], "0.0.standin")
 
 
-@pytest.mark.xfail(strict=True, reason="they are counted each ten minutes alone")
 def test_health_counts_the_dead_letters(start_daemon: MakeDaemon) -> None:
     """The health says how many dead letters there are, soon after a job has ended."""
     daemon = start_daemon()

@@ -30,6 +30,7 @@ FOLDERS = (
 # What senders write into and read from, by way of the spool's group.
 _SHARED = {"inbox": 0o2770, "high": 0o2770, "low": 0o2770, "outbox": 0o2750, "rejected": 0o2750}
 STATUS = "status.json"
+_ANY_NUMBER = 2**53 - 1
 OUTPUT = "output.jsonl"
 
 
@@ -135,7 +136,9 @@ class Layout:
     def free(self) -> tuple[int, int]:
         """Free bytes and inodes of the spool's filesystem, for this user."""
         found = os.statvfs(self.root)
-        return found.f_bavail * found.f_frsize, found.f_favail
+        # A filesystem without a fixed number of inodes says that it has none at all.
+        inodes = found.f_favail if found.f_files else _ANY_NUMBER
+        return found.f_bavail * found.f_frsize, inodes
 
     # -- where things lie -----------------------------------------------------------
 
