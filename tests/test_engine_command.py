@@ -140,9 +140,9 @@ def vllm_with_rust(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_the_rust_front_end_is_chosen_where_it_is_installed(vllm_with_rust: Path) -> None:
     """The program in vLLM's folder decides; without it the Python front end serves."""
-    assert chooses_rust(config().engine, {})
+    assert chooses_rust(config(), {})
     vllm_with_rust.unlink()
-    assert not chooses_rust(config().engine, {})
+    assert not chooses_rust(config(), {})
 
 
 @pytest.mark.usefixtures("vllm_with_rust")
@@ -160,10 +160,18 @@ def test_the_front_end_is_not_chosen_against_the_operator(
     engine: dict[str, object], environ: dict[str, str]
 ) -> None:
     """Whoever set the variable has chosen, and a pooling model needs the Python front end."""
-    assert not chooses_rust(config(**engine).engine, environ)
+    assert not chooses_rust(config(**engine), environ)
+
+
+@pytest.mark.usefixtures("vllm_with_rust")
+def test_the_front_end_is_not_chosen_where_media_are_fetched() -> None:
+    """The one that is known to keep to the listed hosts serves then."""
+    body = {"media_domains": ["a.example"]}
+    chosen = Config.model_validate({"engine": {"model": "m"}, "limits": {"body": body}})
+    assert not chooses_rust(chosen, {})
 
 
 def test_no_vllm_means_no_rust_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where vLLM is missing nothing fails here: its start will say so."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    assert not chooses_rust(config().engine, {})
+    assert not chooses_rust(config(), {})

@@ -89,6 +89,6 @@ def _server(config: Config, record: Path) -> Server:
         return ChildServer(
             lambda socket, fast: vllm_launch(config, socket, environ, rust=fast),
             record,
-            has_fast_form=partial(chooses_rust, config.engine, environ),
+            has_fast_form=partial(chooses_rust, config, environ),
         )
     return MissingServer()

@@ -62,18 +62,21 @@ def vllm_launch(config: Config, socket: Path, environ: Mapping[str, str], *, rus
     return Launch((*entry(config.engine), *_options(config, socket)), env)
 
 
-def chooses_rust(config: EngineConfig, environ: Mapping[str, str]) -> bool:
+def chooses_rust(config: Config, environ: Mapping[str, str]) -> bool:
     """Say whether vLLM's Rust front end is to be tried.
 
     It is when the installed vLLM has it (the program vllm/vllm-rs, in vLLM's own wheels
     since 0.24) and neither the environment nor `[engine.env]` says anything about it.
     It answers up to a tenth faster, and it serves chats and completions in every
     release, other paths only in some; it also refuses some options.  So the caller must
-    go back to the Python front end when a start with it fails or a path is missing.
+    go back to the Python front end when a start with it fails or a path is missing.  Where
+    media may be fetched the Python one serves, which is known to keep to the hosts.
     """
-    if RUST_VARIABLE in environ or RUST_VARIABLE in config.env:
+    if RUST_VARIABLE in environ or RUST_VARIABLE in config.engine.env:
         return False
-    return not _given(config.args) & _POOLING and _has_rust()
+    if _given(config.engine.args) & _POOLING or config.limits.body.media_domains:
+        return False
+    return _has_rust()
 
 
 def _has_rust() -> bool:
