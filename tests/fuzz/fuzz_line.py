@@ -108,11 +108,12 @@ def seeds() -> Iterator[bytes]:
 
 
 def main() -> None:
-    """Search until told to stop; the first argument is the corpus."""
+    """Search until told to stop; the first argument is the corpus, or one input to try again."""
     corpus = Path(sys.argv[1])
-    corpus.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds()):
-        (corpus / f"seed-{number}").write_bytes(seed)
+    if not corpus.is_file():
+        corpus.mkdir(parents=True, exist_ok=True)
+        for number, seed in enumerate(seeds()):
+            (corpus / f"seed-{number}").write_bytes(seed)
     atheris.Setup(sys.argv, check, custom_mutator=mutate)
     atheris.Fuzz()
 
