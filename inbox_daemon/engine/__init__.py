@@ -13,8 +13,7 @@ someone else runs.
     processes.py   all processes of an engine, also of an earlier daemon's
     runtime.py     the folder of its sockets
     launch.py      the program between fork and exec
-    client.py      HTTP: the looks at a server, and what a post means
-    posting.py     HTTP: the post itself, by hand because it is sent by the hundred thousand
+    client.py      HTTP
     metrics.py     the engine's figures
     diagnosis.py   last lines to a sentence for the operator
 """

@@ -7,29 +7,22 @@ Known limits: no proxy and no redirect is followed; an endpoint that wants an AP
 cannot be used; an answer is held in memory whole, up to MAX_BODY_BYTES.
 """
 
-import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
 from inbox_daemon.engine.base import Fault, FaultKind, Load, Reply
 from inbox_daemon.engine.metrics import parse_load
-from inbox_daemon.engine.posting import (
-    CONNECT_S,
-    KEEPALIVE_S,
-    Answer,
-    ConnectError,
-    Pool,
-    TooLargeError,
-)
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_CONNECT_S = 10
+# vLLM's server closes a connection that was idle for 5 s; a request written to it at
+# that moment would be lost, so ours are let go well before.
+_KEEPALIVE_S = 2.0
 _NO_SUCH_METHOD = 501
 _SERVER_ERROR = 500
 _NOT_FOUND = 404
@@ -65,8 +58,6 @@ class Client:
     def __init__(self, address: str, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         """Take `unix:/path`, `http://host:port` or `https://host:port`, each with a prefix."""
         self._base, connector = _connect(address)
-        self._prefix = urlsplit(self._base).path
-        self._pool = _pool(address, self._base, max_body_bytes)
         self._max_body_bytes = max_body_bytes
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -79,37 +70,26 @@ class Client:
 
     async def close(self) -> None:
         """Drop all connections; what is in flight ends as a CONNECTION fault."""
-        if self._pool is not None:
-            self._pool.close()
         await self._session.close()
 
     async def post(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
         """Send a JSON body to the path `url` and wait at most `timeout_s` for all of the answer."""
-        post = self._post_by_session if self._pool is None else self._pool.post
+        headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
         try:
-            answer = await post(self._prefix + url, body, request_id, timeout_s)
-        except (ConnectError, aiohttp.ConnectionTimeoutError):
-            return Fault(FaultKind.CONNECTION, f"no connection within {CONNECT_S:g} s")
+            async with self._session.post(
+                self._base + url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                answer = await self._read(response)
+        except aiohttp.ConnectionTimeoutError:
+            return Fault(FaultKind.CONNECTION, f"no connection within {_CONNECT_S} s")
         except TimeoutError:
             return Fault(FaultKind.TIMEOUT, f"no answer within {timeout_s:g} s")
-        except TooLargeError as error:
-            return Fault(FaultKind.CONNECTION, str(error))
         except _BROKEN as error:
             return Fault(FaultKind.CONNECTION, _explain(error))
-        return Reply(answer.status, answer.body, answer.request_id or request_id)
-
-    async def _post_by_session(
-        self, path: str, body: bytes, request_id: str, timeout_s: float
-    ) -> Answer:
-        """The same by aiohttp, which knows TLS and passwords in addresses."""
-        headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
-        url = self._base.removesuffix(self._prefix) + path
-        async with self._session.post(
-            url, data=body, headers=headers, timeout=timeout, allow_redirects=False
-        ) as response:
-            answer = await self._read(response)
-            return Answer(response.status, answer, response.headers.get("X-Request-Id"))
+        if isinstance(answer, Fault):
+            return answer
+        return Reply(response.status, answer, response.headers.get("X-Request-Id", request_id))
 
     async def health(self) -> Health:
         """Look at /health.
@@ -164,7 +144,10 @@ class Client:
         async with self._session.get(
             self._base + path, timeout=_PROBE_TIMEOUT, allow_redirects=False
         ) as response:
-            return response.status, await self._read(response)
+            answer = await self._read(response)
+        if isinstance(answer, Fault):
+            raise aiohttp.ClientPayloadError(answer.message)
+        return response.status, answer
 
     async def _get_json(self, path: str) -> dict[str, Any]:
         answer = await self._get(path)
@@ -176,7 +159,7 @@ class Client:
             return {}
         return document if isinstance(document, dict) else {}
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes | Fault:
         length = response.content_length
         if length is not None and length <= self._max_body_bytes:
             return await response.read()
@@ -187,31 +170,18 @@ class Client:
                 return bytes(parts)
             parts += part
         response.close()
-        raise TooLargeError(self._max_body_bytes)
+        return Fault(FaultKind.CONNECTION, f"the answer is over {self._max_body_bytes} bytes")
 
 
 def _connect(address: str) -> tuple[str, aiohttp.BaseConnector]:
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         return "http://localhost", aiohttp.UnixConnector(
-            path, limit=0, keepalive_timeout=KEEPALIVE_S
+            path, limit=0, keepalive_timeout=_KEEPALIVE_S
         )
     # OpenAI's own clients are given the address with /v1, which our paths hold already.
     base = address.rstrip("/").removesuffix("/v1")
-    return base, aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-
-
-def _pool(address: str, base: str, max_body_bytes: int) -> Pool | None:
-    """Connections for posts; None where only aiohttp knows how to make them."""
-    loop = asyncio.get_running_loop()
-    if address.startswith("unix:"):
-        path = address.removeprefix("unix:")
-        return Pool(partial(loop.create_unix_connection, path=path), "localhost", max_body_bytes)
-    parts = urlsplit(base)
-    if parts.scheme != "http" or parts.username is not None or parts.hostname is None:
-        return None
-    connect = partial(loop.create_connection, host=parts.hostname, port=parts.port or 80)
-    return Pool(connect, parts.netloc, max_body_bytes)
+    return base, aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
 
 
 def _explain(error: Exception) -> str:
