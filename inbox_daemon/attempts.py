@@ -9,11 +9,19 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from inbox_daemon import wire
 from inbox_daemon.engine.base import Engine, Reply
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.outcomes import Action, Verdict, judge
+
+
+class Target(NamedTuple):
+    """Which engine a request goes to, and the name for lines that leave the model out."""
+
+    generation: int
+    model: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +77,12 @@ class Attempts:
         current = self._engine.info.generation
         return any(count for made, count in self._flying.items() if made != current)
 
-    def launch(self, run: JobRun, ordinal: int, request: wire.Request, model: str | None) -> None:
+    def launch(self, run: JobRun, ordinal: int, request: wire.Request, target: Target) -> None:
         """Start one attempt."""
-        generation = self._engine.info.generation
-        flight = Flight(run, ordinal, request.custom_id, generation, time.monotonic())
+        flight = Flight(run, ordinal, request.custom_id, target.generation, time.monotonic())
         run.start(ordinal)
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
-        body = wire.engine_body(request, model)
+        body = wire.engine_body(request, target.model)
         task = asyncio.create_task(self._attempt(flight, request.url, body))
         self._tasks[task] = flight
         task.add_done_callback(self._land)

@@ -42,7 +42,7 @@ Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 Bytes = Annotated[int, Field(ge=0, le=_LARGEST)]
 Celsius = Annotated[int, Field(ge=1, le=150)]
 Tally = Annotated[int, Field(ge=0, le=_LARGEST)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_$-]{1,60}$")]
+Name = Annotated[str, Field(pattern=r"^[!#-\[\]-~]{1,60}$")]
 # As a URL's host is compared, here and in vLLM: in lower case, without a port.
 Host = Annotated[str, Field(pattern=r"^[a-z0-9.-]{1,253}$")]
 

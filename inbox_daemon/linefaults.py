@@ -10,6 +10,8 @@ import re
 from inbox_daemon.model import Fault
 
 _SHOWN = 60
+# As config.Name has it: what can be written between quotes in TOML as it is.
+_OPENABLE = re.compile(rf"[!#-\[\]-~]{{1,{_SHOWN}}}")
 _PLAIN_KEY = re.compile(rf"[A-Za-z0-9_$-]{{1,{_SHOWN}}}", re.ASCII)
 
 
@@ -45,12 +47,10 @@ def over_limit(path: str, what: str, limit: int, key: str) -> LineFaultError:
 
 
 def closed(path: str, why: str, name: str) -> LineFaultError:
-    """Something that the operator has to open by its name first."""
-    shown = name if _PLAIN_KEY.fullmatch(name) else quote(name)
-    message = (
-        f"{path} is not let through: {why}; leave it out, or ask the operator to open it "
-        f'with allow = ["{shown}"] in [limits.body]'
-    )
+    """Something that the operator has to open by its name first, if it is one to open."""
+    message = f"{path} is not let through: {why}; leave it out"
+    if _OPENABLE.fullmatch(name):
+        message += f', or ask the operator to open it with allow = ["{name}"] in [limits.body]'
     return LineFaultError("body_not_allowed", message, path)
 
 

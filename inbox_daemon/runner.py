@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from inbox_daemon import wire
-from inbox_daemon.attempts import Attempts
+from inbox_daemon.attempts import Attempts, Target
 from inbox_daemon.collecting import Collector
 from inbox_daemon.committing import HUNT, Committer
 from inbox_daemon.config import Config
@@ -189,9 +189,9 @@ class Runner:
         ]
 
     def _admit_from(self, run: JobRun, room: int) -> int:
-        now, turns = time.monotonic(), 0
+        now, turns, target = time.monotonic(), 0, self._target()
         while room > 0 and turns < LAUNCHES and (ordinal := run.next_ordinal(now)) is not None:
-            room -= self._launch(run, ordinal)
+            room -= self._launch(run, ordinal, target)
             turns += 1
         if turns == LAUNCHES:  # lines that are no requests take no room: let the loop turn
             self.wake()
@@ -212,9 +212,9 @@ class Runner:
             if run is None or not run.is_open(line):
                 self.collector.clear((job_id, line))
             elif run.claim_suspect(run.input.ordinal_of(line)):
-                self._launch(run, run.input.ordinal_of(line))
+                self._launch(run, run.input.ordinal_of(line), self._target())
 
-    def _launch(self, run: JobRun, ordinal: int) -> int:
+    def _launch(self, run: JobRun, ordinal: int, target: Target) -> int:
         """Send one request, or bury a line that is none; return how many are in flight."""
         fault = run.invalid.get(run.input.line_of(ordinal))
         if fault is None:
@@ -224,15 +224,16 @@ class Runner:
             except LineFaultError as error:  # the limits were lowered since
                 fault = error.fault
             else:
-                self._attempts.launch(run, ordinal, request, self._model())
+                self._attempts.launch(run, ordinal, request, target)
                 return 1
         self.collector.bury_invalid(run, ordinal, fault)
         return 0
 
-    def _model(self) -> str | None:
-        """The name for lines that leave the model out."""
-        models = self._engine.info.models
-        return self._config.engine.served_name or (models[0] if models else None)
+    def _target(self) -> Target:
+        """Where requests go now; asked once a turn, as it costs as much as a request."""
+        info = self._engine.info
+        model = self._config.engine.served_name or (info.models[0] if info.models else None)
+        return Target(info.generation, model)
 
     # -- jobs -----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,9 +26,20 @@ StartStandin = Callable[..., StandinProcess]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """With several workers, keep tests of one xdist_group in one: they share an engine."""
+    """With several workers, keep tests of one xdist_group in one: they share an engine.
+
+    What --dist=loadgroup does; a worker is not told of an option that was not typed.
+    """
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "loadgroup"
+    if getattr(config, "workerinput", {}).get("loadgroup"):
+        config.option.loadgroup = True
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - a class of xdist's without a public name
+    """Tell a worker how tests are dealt out."""
+    node.workerinput["loadgroup"] = node.config.option.dist == "loadgroup"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from inbox_daemon import collecting, wire
-from inbox_daemon.attempts import Attempts
+from inbox_daemon.attempts import Attempts, Target
 from inbox_daemon.committing import HUNT
 from inbox_daemon.engine.base import EngineState
 from inbox_daemon.jobrun import JobRun
@@ -169,7 +169,7 @@ async def test_a_wrong_request_after_failures_counts_all_attempts(make: Make) ->
 async def test_a_refusal_of_the_daemon_is_nobodys_fault(make: Make) -> None:
     """401 holds the work until the server accepts us; no request is charged."""
     bench = make(window=2, run={"max_attempts": 1})
-    bench.add(line("a", 401, 403), line("b", 401), line("c"))
+    bench.add(line("a", 401, 403), line("b", 401, 401), line("c", 403, 401))
     await bench.finish()
     assert bench.ids() == ["a", "b", "c"]
     assert bench.runner.collector.problem is None
@@ -580,7 +580,7 @@ async def test_every_flight_arrives_even_if_it_never_began(make: Make) -> None:
     woken: list[int] = []
     attempts = Attempts(bench.engine, 1.0, lambda: woken.append(1))
     request = wire.parse_request(run.input.read(0), bench.config.limits)
-    attempts.launch(run, 0, request, None)
+    attempts.launch(run, 0, request, Target(1, None))
     attempts.abort(run)
     await bench.until(lambda: woken)
     assert [arrival.verdict for arrival in attempts.take()] == [None]
