@@ -149,6 +149,7 @@ class RunConfig(_Section):
     drain_s: Annotated[float, Field(ge=0, le=25)] = 10.0
     chunk_min: Count = 500
     chunk_max: Count = 5000
+    reorder: bool = True
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:

@@ -9,6 +9,8 @@ Words: *line* and *ordinal* as in jobinput.py.
 """
 
 import heapq
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inbox_daemon.errors import DamagedJobError
@@ -31,6 +33,8 @@ class Batch:
     lines: list[bytes]
     length: int
     due: list[tuple[float, int]]
+    # The requests that may be started once it counts, in the order in which they will be.
+    chunk: Sequence[int]
 
 
 class JobRun:
@@ -53,10 +57,13 @@ class JobRun:
         self._tokens_out = self.progress.output_tokens
         self._recoveries = self.progress.recoveries + (self.progress.admitted > 0)
         self._admitted = self._limit = self.input.count_up_to(self.progress.admitted)
-        self._cursor = self._closed = 0
+        self._closed = 0
         self._due: list[tuple[float, int]] = []
         try:
             self._restore(ledger)
+            self._ready = deque(
+                ordinal for ordinal in range(self._limit) if self._marks[ordinal] == OPEN
+            )
             self.journal = Journal(spool.results_path(record.id), self.progress.committed)
         except (DamagedJobError, OSError):
             self.input.close()
@@ -105,7 +112,7 @@ class JobRun:
     @property
     def startable(self) -> int:
         """How many new requests could be started before the next chunk is needed."""
-        return self._limit - self._cursor
+        return len(self._ready)
 
     @property
     def fully_admitted(self) -> bool:
@@ -115,7 +122,7 @@ class JobRun:
     @property
     def spent(self) -> bool:
         """Say whether no new request is left to start, only retries."""
-        return self.fully_admitted and not self.admitting and self.startable == 0
+        return self.fully_admitted and not self.admitting and not self._ready
 
     @property
     def pending(self) -> int:
@@ -173,9 +180,8 @@ class JobRun:
         """
         if self._due and self._due[0][0] <= now:
             return heapq.heappop(self._due)[1]
-        while self._cursor < self._limit:
-            ordinal = self._cursor
-            self._cursor += 1
+        while self._ready:
+            ordinal = self._ready.popleft()
             if self._marks[ordinal] == OPEN:
                 return ordinal
         return None
@@ -259,7 +265,8 @@ class JobRun:
         checkpoint = Checkpoint(
             self.record.id, progress, self._entries, self._new_retries, self._new_dead
         )
-        batch = Batch(checkpoint, lines, length, self._new_due)
+        chunk = range(self._limit, self._admitted)
+        batch = Batch(checkpoint, lines, length, self._new_due, chunk)
         self._clear_pending()
         return batch
 
@@ -267,5 +274,6 @@ class JobRun:
         """Take note that the batch counts: retries may start, and the next chunk."""
         self.progress = batch.checkpoint.progress
         self._limit = self.input.count_up_to(self.progress.admitted)
+        self._ready.extend(batch.chunk)
         for entry in batch.due:
             heapq.heappush(self._due, entry)

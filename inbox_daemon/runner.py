@@ -61,7 +61,7 @@ class Runner:
         self._wake = asyncio.Event()
         self._hunt = Hunt.load(ledger.get_state(HUNT))
         self._attempts = Attempts(engine, config.run.request_timeout_s, self._wake.set)
-        self._committer = Committer(queue, ledger, self._hunt, config.run.commit_interval_s)
+        self._committer = Committer(config.run, queue, ledger, self._hunt)
         self.collector = Collector(config, queue, self._hunt, self._committer)
         self._background: set[asyncio.Future[None]] = set()
         self._records = asyncio.Lock()

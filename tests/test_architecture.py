@@ -23,6 +23,7 @@ PURE = (
     "limits",
     "chunking",
     "window",
+    "ordering",
     "settling",
     "governor",
     "wire",

@@ -1,0 +1,207 @@
+"""The order of work inside a chunk: shared prefixes together, long answers first at the end."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import JOB_ID, job_record, make_spool
+from inbox_daemon.committing import Committer
+from inbox_daemon.config import RunConfig
+from inbox_daemon.hunt import Hunt
+from inbox_daemon.jobqueue import JobQueue
+from inbox_daemon.jobrun import JobRun
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.ordering import READ_BYTES, SHARED_BYTES, Sketch, arrange, order, sketch
+
+LONG = "All that both of them begin with. " * 40
+
+
+def line(*contents: str, url: str = "/v1/chat/completions", **body: Any) -> bytes:
+    """A chat whose messages have the given contents."""
+    body = {"messages": [{"role": "user", "content": text} for text in contents]} | body
+    return json.dumps({"custom_id": "a", "method": "POST", "url": url, "body": body}).encode()
+
+
+def sent(lines: Sequence[bytes], *, long_first: bool = True) -> list[int]:
+    """The order of some lines."""
+    return order(lines, long_first=long_first)
+
+
+# -- prefixes -----------------------------------------------------------------------
+
+
+def test_requests_that_share_a_long_prefix_follow_each_other() -> None:
+    """Each group stands where its first request stood, in input order inside."""
+    a, b = "A " + LONG, "B " + LONG
+    lines = [line(a, "1"), line(b, "2"), line("alone"), line(a, "3"), line(b, "4"), line(a, "5")]
+    assert sent(lines) == [0, 3, 5, 1, 4, 2]
+
+
+def test_a_longer_shared_prefix_groups_inside_a_shorter_one() -> None:
+    """Questions on one document stand together inside all that share the instructions."""
+    first, second = LONG + "document one " * 300, LONG + "document two " * 300
+    lines = [line(first, "1"), line(second, "2"), line(first, "3"), line(second, "4")]
+    assert sent(lines) == [0, 2, 1, 3]
+
+
+def test_a_short_shared_prefix_changes_nothing() -> None:
+    """A system prompt of a sentence is not worth another order."""
+    lines = [line(text, str(n)) for n, text in enumerate(["be kind", "be quick"] * 3)]
+    assert sent(lines) == list(range(6))
+
+
+@pytest.mark.parametrize("part", ["prompt", "input", "instructions", "query", "text_1", "tools"])
+def test_the_prompt_is_found_in_every_kind_of_request(part: str) -> None:
+    """Whatever the endpoint calls its prompt, what is shared is seen."""
+    lines = [
+        json.dumps({"url": "/v1/embeddings", "body": {part: [text + LONG]}}).encode()
+        for text in ("A", "B", "A", "B")
+    ]
+    assert sent(lines) == [0, 2, 1, 3]
+
+
+# -- lengths ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_long_answers_go_first_at_the_end_of_a_job(cap: str) -> None:
+    """The longest answer must not be the last to start."""
+    lines = [line("x", **{cap: tokens}) for tokens in (10, 900, 100, 1000)]
+    assert sent(lines) == [1, 3, 2, 0]
+    assert sent(lines, long_first=False) == [0, 1, 2, 3]
+
+
+def test_an_answer_without_a_cap_may_be_the_longest() -> None:
+    """Nobody knows how long it gets, so it does not wait for the end."""
+    assert sent([line("x", max_tokens=4000), line("x")]) == [1, 0]
+
+
+def test_completions_without_a_cap_end_after_sixteen_tokens() -> None:
+    """OpenAI's default for the old endpoint is short."""
+    url = "/v1/completions"
+    assert sent([line("x", url=url), line("x", url=url, max_tokens=100)]) == [1, 0]
+
+
+def test_a_group_goes_as_early_as_its_longest_answer() -> None:
+    """A group is not torn apart for the sake of a long answer in it."""
+    lines = [
+        line("x", max_tokens=100),
+        line(LONG, "1", max_tokens=10),
+        line(LONG, "2", max_tokens=1000),
+    ]
+    assert sent(lines) == [2, 1, 0]
+
+
+# -- whatever comes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"body": 1}',
+        b'{"body": {"messages": {"a": 1}, "max_tokens": "many"}}',
+        b'{"body": {"max_tokens": -5}}',
+        b'{"body": {"max_tokens": 1e400}}',
+        b"[" * 100_000,
+        b'{"body": {"messages": ' + b"[" * 400 + b"]" * 400 + b"}}",
+        b"\xff\xfe",
+    ],
+)
+def test_a_line_that_is_no_request_keeps_its_place(raw: bytes) -> None:
+    """Lines that will be buried are in the order like any other, and break nothing."""
+    assert sent([line("a"), raw, line("b")], long_first=False) == [0, 1, 2]
+    assert sorted(sent([line("a"), raw, line("b")])) == [0, 1, 2]
+
+
+def test_a_line_too_long_to_be_read_twice_keeps_its_place() -> None:
+    """What is longer is not read for the order's sake."""
+    assert sketch(line("x" * READ_BYTES, max_tokens=5)).prefixes == ()
+
+
+sketches = st.builds(
+    Sketch,
+    st.lists(st.integers(0, 3), max_size=len(SHARED_BYTES)).map(tuple),
+    st.integers(0, 5),
+)
+
+
+@given(st.lists(sketches), st.booleans())
+def test_the_order_is_a_permutation_that_keeps_groups_whole(
+    given_sketches: list[Sketch], long_first: bool
+) -> None:
+    """Nobody is lost or sent twice, and who shares the first prefix stands together."""
+    found = arrange(given_sketches, long_first=long_first)
+    assert sorted(found) == list(range(len(given_sketches)))
+    groups = [given_sketches[index].prefixes[:1] for index in found]
+    for prefix in {group for group in groups if group}:
+        places = [place for place, group in enumerate(groups) if group == prefix]
+        assert places == list(range(places[0], places[0] + len(places)))
+
+
+@given(st.lists(st.integers(0, 12)))
+def test_without_prefixes_only_the_length_decides(lengths: list[int]) -> None:
+    """Longer first, and input order among equals."""
+    found = arrange([Sketch((), length) for length in lengths], long_first=True)
+    assert found == sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+# -- in a job -----------------------------------------------------------------------
+
+
+class Desk:
+    """A job whose chunks are committed as the daemon does it."""
+
+    def __init__(self, root: Path, lines: list[bytes], *, reorder: bool) -> None:
+        """Start the job."""
+        self.spool = make_spool(root)
+        self.ledger = Ledger(self.spool.ledger)
+        self.record = job_record(requests=len(lines))
+        self.ledger.accept(self.record, [])
+        (self.spool.running / JOB_ID).mkdir()
+        self.spool.input_path(JOB_ID).write_bytes(b"\n".join(lines) + b"\n")
+        self.queue = JobQueue()
+        self.run = JobRun(self.record, self.spool, self.ledger)
+        self.queue.add(self.record, self.run)
+        self.committer = Committer(RunConfig(reorder=reorder), self.queue, self.ledger, Hunt())
+
+    async def started(self, size: int) -> list[int]:
+        """Admit a chunk and start all of it."""
+        self.run.admit_chunk(size)
+        await self.committer.commit()
+        found = []
+        while (ordinal := self.run.next_ordinal(0.0)) is not None:
+            self.run.start(ordinal)
+            found.append(ordinal)
+        return found
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.run.close()
+        self.ledger.close()
+
+
+async def test_a_chunk_is_ordered_and_a_chunk_stays_a_run_of_lines(tmp_path: Path) -> None:
+    """The first chunk is grouped; only the last one has its long answers first."""
+    lines = [line(("A ", "B ")[n % 2] + LONG, max_tokens=2**n) for n in range(6)]
+    desk = Desk(tmp_path, lines, reorder=True)
+    assert await desk.started(4) == [0, 2, 1, 3]
+    assert desk.ledger.progress(JOB_ID).admitted == 4
+    assert await desk.started(4) == [5, 4]
+    desk.close()
+
+
+async def test_reorder_off_sends_in_input_order(tmp_path: Path) -> None:
+    """The key turns all of it off."""
+    lines = [line(("A ", "B ")[n % 2] + LONG, max_tokens=2**n) for n in range(6)]
+    desk = Desk(tmp_path, lines, reorder=False)
+    assert await desk.started(6) == [0, 1, 2, 3, 4, 5]
+    desk.close()
