@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import sdnotify
@@ -191,7 +191,10 @@ class Daemon:
         if (sample is None) != (self.reporter.gpu is None):
             self.changed.set()
         self.reporter.gpu = sample
-        self.governor.read_gpu(sample)
+        change = self.governor.read_gpu(sample)
+        if change is not None:
+            log.warning("governor_changed", extra=asdict(change))
+            self._on_change()
 
     async def _read_disk(self) -> None:
         """Stop intake and runner below the floor, and let both go on above it."""

@@ -208,7 +208,9 @@ def _gpu_words(gpu: GpuStatus | None) -> str:
     if gpu.temperature_c is not None:
         words.append(f"{gpu.temperature_c} °C")
     if gpu.power_w is not None:
-        words.append(f"{gpu.power_w:.0f} W")
+        limit = f" of {gpu.power_limit_w:.0f} W" if gpu.power_limit_w else " W"
+        words.append(f"{gpu.power_w:.0f}{limit}")
+    words += [f"slowed by {reason}" for reason in gpu.throttle_reasons]
     return ", ".join(words)
 
 

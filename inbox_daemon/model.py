@@ -234,6 +234,7 @@ class JobStatus(Document):
 
 
 Health = Literal["healthy", "degraded", "unhealthy"]
+GovernorState = Literal["open", "warn", "shrink", "closed"]
 WorkerState = Literal["idle", "processing", "paused", "error"]
 
 
@@ -256,7 +257,11 @@ class GpuStatus(Document):
 
 
 class WorkerStatus(Document):
-    """What the runner does; `age_seconds` is the time since its last result."""
+    """What the runner does; `age_seconds` is the time since its last result.
+
+    `governor` says what the card allows: all (`open`), all but with a reason to tell
+    (`warn`), part of the window (`shrink`), nothing (`closed`); `reasons` has the words.
+    """
 
     state: WorkerState
     reason: str | None = None
@@ -265,6 +270,7 @@ class WorkerStatus(Document):
     in_flight: Tally = 0
     window: Tally = 0
     chunk_size: Tally = 0
+    governor: GovernorState = "open"
     open_retries: Tally = 0
 
 

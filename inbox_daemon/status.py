@@ -132,7 +132,8 @@ class Reporter:
             reasons.append("the engine is starting")
         if self.quarantined:
             reasons.append(f"{len(self.quarantined)} things lie in quarantine/: look at the log")
-        reasons += [text for text in (self.governor.reason, self.intake.hints_missing) if text]
+        reasons += self.governor.reasons
+        reasons += [self.intake.hints_missing] if self.intake.hints_missing else []
         if self.runner.hunting:
             reasons.append("the engine died; the requests that were running are tried in groups")
         if info.generation != self._last_death[0]:
@@ -161,6 +162,7 @@ class Reporter:
             in_flight=self.runner.in_flight,
             window=self.governor.window,
             chunk_size=self.governor.chunk_size,
+            governor=self.governor.state.value,
             open_retries=sum(run.retrying for run in runs),
         )
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox_daemon.chunking import (
+    CALM_READINGS,
     PATIENCE_READINGS,
     ChunkSizer,
     Gate,
@@ -68,6 +69,15 @@ def test_memory_given_back_is_used_at_once() -> None:
     """A fall far below the borders goes the whole way in one reading."""
     sizer = ChunkSizer(500, 5000)
     assert [sizer.update(percent) for percent in (95.0, 88.0, 10.0)] == [500, 500, 5000]
+
+
+def test_figure_that_is_missing_for_a_while_changes_nothing() -> None:
+    """While an engine starts its memory is not told apart from others', and chunks stay."""
+    sizer = ChunkSizer(500, 5000)
+    sizes = [sizer.update(percent) for percent in (85.0, *[None, math.nan] * 10, 85.0)]
+    assert set(sizes) == {1000}
+    sizes = [sizer.update(None) for _ in range(PATIENCE_READINGS + 1)]
+    assert sizes == [1000] * PATIENCE_READINGS + [5000]
 
 
 @given(st.lists(st.none() | st.floats(allow_nan=True, allow_infinity=True)), st.integers(1, 9000))
@@ -136,10 +146,52 @@ def test_lost_sensor_does_not_open_a_hot_card_at_once() -> None:
 @pytest.mark.parametrize("celsius", [60, None, 81])
 def test_throttling_card_gets_less(celsius: int | None) -> None:
     """A card that slows itself down for heat is spared, whatever its sensor says."""
-    allowance = thermal().update(celsius, throttled=True)
+    allowance = thermal().update(celsius, throttled="heat")
     assert allowance.gate is Gate.SHRINK
     assert allowance.factor <= 0.5
     assert allowance.reason
+
+
+def test_warm_card_at_the_border_does_not_swing() -> None:
+    """Once above the warning it is spared until it is some degrees below."""
+    governor = thermal()
+    gates = [governor.update(celsius).gate for celsius in (80, 81, 80, 81, 78, 77, 76, 80)]
+    assert gates == [Gate.OPEN] + [Gate.SHRINK] * 5 + [Gate.OPEN] * 2
+    narrow = ThermalGovernor(warn_c=80, stop_c=87, resume_c=79)
+    gates = [narrow.update(celsius).gate for celsius in (81, 79, 80, 78, 80)]
+    assert gates == [Gate.SHRINK] * 3 + [Gate.OPEN] * 2
+
+
+def test_lost_sensor_leaves_a_warm_card_as_it_was() -> None:
+    """A sensor that answers every other time does not swing the window."""
+    governor = thermal()
+    factors = {governor.update(celsius).factor for celsius in (84, None, 84, None, 84)}
+    assert len(factors) == 1
+
+
+def test_throttling_ends_after_a_calm_while() -> None:
+    """Throttling on and off is throttling, until it has been off for many readings."""
+    governor = thermal()
+    on_and_off = [governor.update(60, throttled=what).gate for what in ("heat", "") * 20]
+    assert set(on_and_off) == {Gate.SHRINK}
+    calm = [governor.update(60).gate for _ in range(CALM_READINGS - 1)]
+    assert calm[-2:] == [Gate.SHRINK, Gate.OPEN]
+
+
+@given(st.lists(st.integers(70, 95), max_size=200))
+def test_gate_changes_only_over_its_margin(course: list[int]) -> None:
+    """A state is entered above its border and left only below a lower one."""
+    governor = thermal()
+    gate = Gate.OPEN
+    for celsius in course:
+        found = governor.update(celsius).gate
+        if found is not gate:
+            # Leaving is only ever for open, below both borders; entering is above its own.
+            border = {Gate.OPEN: celsius < 77, Gate.SHRINK: celsius > 80, Gate.CLOSED: celsius > 87}
+            assert border[found]
+            assert (gate, found) != (Gate.CLOSED, Gate.SHRINK)
+            assert gate is not Gate.CLOSED or celsius < 75
+            gate = found
 
 
 @given(st.lists(st.none() | st.floats(), max_size=50))

@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from builders import config, job_record, make_spool, request
+from inbox_daemon.chunking import CALM_READINGS, Gate
 from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, Load, Reply
-from inbox_daemon.governor import MIN_WINDOW, Governor
-from inbox_daemon.gpu import GpuSample
+from inbox_daemon.governor import MIN_WINDOW, STEADY_READINGS, Change, Governor
+from inbox_daemon.gpu import THROTTLE_REASONS, GpuSample
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
@@ -51,9 +55,18 @@ def test_card_that_stops_answering_holds_everything_until_it_answers() -> None:
     assert read(governed, HEALTHY, SILENT, SILENT) == [False, True, True]
     assert governed.window == 0
     assert "it is gone): nothing is sent until it does" in (governed.reason or "")
-    assert read(governed, HEALTHY) == [False]
+    assert read(governed, *[HEALTHY] * STEADY_READINGS) == [True] * (STEADY_READINGS - 1) + [False]
     assert governed.window == DEFAULT_WINDOW
     assert governed.reason is None
+
+
+def test_card_that_comes_and_goes_stays_closed() -> None:
+    """Where every other reading fails nothing is sent, and that is told once."""
+    governed = governor(VLLM)
+    governed.read_gpu(HEALTHY)
+    changes = [governed.read_gpu(sample) for sample in [SILENT, HEALTHY, HEALTHY] * 20]
+    assert governed.closed
+    assert [change is not None for change in changes] == [True] + [False] * 59
 
 
 @pytest.mark.parametrize("kind", NOT_OURS_TO_JUDGE)
@@ -80,7 +93,8 @@ def test_hot_card_that_falls_silent_is_still_hot_when_it_answers() -> None:
     """Silence is no cooling: closed for heat, it opens only below the temperature for that."""
     governed = governor(VLLM)
     hot, warm = GpuSample("card", temperature_c=90), GpuSample("card", temperature_c=78)
-    assert read(governed, hot, SILENT, warm, HEALTHY) == [True, True, True, False]
+    steady = [HEALTHY] * STEADY_READINGS
+    assert read(governed, hot, SILENT, *[warm] * 9, *steady) == [True] * 11 + [False] * 3
 
 
 @pytest.mark.parametrize("kind", CHILDREN)
@@ -96,6 +110,116 @@ def test_memory_of_somebodys_server_is_not_held_against_chunks() -> None:
     governed = governor(ENDPOINT)
     read(governed, GpuSample("card", others_percent=95))
     assert governed.chunk_size == 5000
+
+
+def test_sick_card_gives_others_no_memory_back() -> None:
+    """A reading that failed says nothing of memory, so chunks stay as small as they were."""
+    governed = governor(COMMAND)
+    read(governed, GpuSample("card", others_percent=85), SILENT)
+    assert (governed.chunk_size, governed.state) == (1000, Gate.WARN)
+    assert governed.reasons == ["others use 85 % of the GPU's memory: a chunk holds 1000 requests"]
+
+
+@pytest.mark.parametrize("reason", ["hw_thermal", "sw_thermal", "hw_power_brake"])
+def test_throttling_for_heat_or_supply_shrinks_the_window(reason: str) -> None:
+    """Half of the window is used, the reason is told, and the card is given time to recover."""
+    governed = governor(VLLM)
+    throttled = replace(HEALTHY, throttle_reasons=("sw_power_cap", reason))
+    change = governed.read_gpu(throttled)
+    assert governed.window == DEFAULT_WINDOW // 2
+    assert change is not None
+    assert (change.before, change.state) == (Gate.OPEN, Gate.SHRINK)
+    assert "the GPU slows itself down for" in change.reason
+    calm = [governed.read_gpu(HEALTHY) for _ in range(CALM_READINGS)]
+    assert calm[:-1] == [None] * (CALM_READINGS - 1)
+    assert calm[-1] == Change(Gate.OPEN, Gate.SHRINK, "all of the window is used", 5000)
+    assert (governed.window, governed.reason) == (DEFAULT_WINDOW, None)
+
+
+@pytest.mark.parametrize("reason", ["sw_power_cap", "hw_slowdown", "application_clocks"])
+def test_power_cap_is_how_a_card_runs_at_its_limit(reason: str) -> None:
+    """What does not ask for less work holds nothing back and is no reason for anything."""
+    governed = governor(VLLM)
+    assert governed.read_gpu(replace(HEALTHY, throttle_reasons=(reason,))) is None
+    assert (governed.window, governed.state, governed.reasons) == (DEFAULT_WINDOW, Gate.OPEN, [])
+
+
+def test_each_change_is_told_once_with_its_reason() -> None:
+    """From warm over hot to cool there is one change each, however many readings it takes."""
+    governed = governor(VLLM)
+    course = [60, 70, 82, 83, 84, 88, 89, 80, 76, 74, 60]
+    changes = [governed.read_gpu(replace(HEALTHY, temperature_c=celsius)) for celsius in course]
+    told = [change for change in changes if change is not None]
+    assert [change.state for change in told] == [Gate.SHRINK, Gate.CLOSED, Gate.OPEN]
+    assert [change.before for change in told] == [Gate.OPEN, Gate.SHRINK, Gate.CLOSED]
+    words = [change.reason.partition(":")[0] for change in told]
+    assert words[:2] == [
+        "the GPU is at 82 °C, and above 80 °C it is spared",
+        "the GPU is at 88 °C",
+    ]
+
+
+def test_chunks_and_heat_are_both_told() -> None:
+    """Each of two reasons is a sentence of its own."""
+    governed = governor(VLLM)
+    change = governed.read_gpu(GpuSample("card", others_percent=95, temperature_c=84))
+    assert change is not None
+    assert (change.state, change.chunk_size) == (Gate.SHRINK, 500)
+    assert len(governed.reasons) == 2
+    assert change.reason == "; ".join(governed.reasons)
+
+
+samples = st.builds(
+    GpuSample,
+    name=st.just("card"),
+    others_percent=st.none() | st.floats(0, 100),
+    temperature_c=st.none() | st.integers(0, 110),
+    throttle_reasons=st.lists(st.sampled_from(sorted(THROTTLE_REASONS.values()))).map(tuple),
+    healthy=st.booleans(),
+)
+
+
+@given(st.lists(st.none() | samples, max_size=60), st.sampled_from([VLLM, COMMAND, ENDPOINT]))
+def test_what_is_not_open_has_a_reason_and_what_changes_is_told(
+    course: list[GpuSample | None], sections: dict[str, Any]
+) -> None:
+    """Whatever is read, state and reasons agree, and the last change names the state."""
+    governed = governor(sections)
+    state = Gate.OPEN
+    for sample in course:
+        change = governed.read_gpu(sample)
+        assert (governed.state is Gate.OPEN) == (not governed.reasons)
+        assert governed.closed == (governed.state is Gate.CLOSED)
+        if change is None:
+            assert governed.state is state
+        else:
+            assert change.before is state
+            assert change.state is governed.state
+            assert change.reason
+        state = governed.state
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([79, 80, 81]), st.sampled_from([69.9, 70.1]), st.booleans()),
+        min_size=1,
+        max_size=200,
+    )
+)
+def test_card_that_hovers_at_every_border_does_not_flap(
+    course: list[tuple[int, float, bool]],
+) -> None:
+    """Around warning, chunk border and power brake, each is taken once and not given back."""
+    governed = governor(VLLM)
+    changes = 0
+    for celsius, others, braked in course:
+        reasons = ("hw_power_brake",) if braked else ()
+        sample = GpuSample(
+            "card", others_percent=others, temperature_c=celsius, throttle_reasons=reasons
+        )
+        changes += governed.read_gpu(sample) is not None
+    # Warm, crowded and braked each begin once; only a brake that rests long enough ends.
+    assert changes <= 3 + 2 * (len(course) // CALM_READINGS)
 
 
 # The window
