@@ -6,6 +6,7 @@ Purpose: requests/s and tokens/s of a set of requests
     LLM.chat          offline, the whole set in one call
     chunks of N       offline, N requests a call, a barrier after each
     run-batch         `vllm run-batch`, from opening the file to its last result
+    input order       (--ways order) a second daemon on the same server, without `run.reorder`
 Method: one model, one set of flags, one set of lengths.  Each run has texts of its own,
 so that none is helped by vLLM's memory of another's.  Server and offline vLLM cannot
 share a card, so they come one after the other; daemon and bare client alternate on one
@@ -15,13 +16,15 @@ Known limits: chats only; a run-batch or offline run has one repetition.
 
     python -m bench.engine                          on a CPU, the demo model, tiny
     python -m bench.engine --shape 8b               on a GPU, dummy weights
+    python -m bench.engine --ways order --prefixes 300 --prefix-words 900 --prompt-mean 60
 """
 
 import argparse
 import shlex
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +33,12 @@ from bench.processes import Daemon, Json, run_bare, workplace
 from bench.report import Goal, Report, Spread
 
 DAEMON, BARE, WHOLE, BATCH = "daemon", "bare client", "LLM.chat", "run-batch"
+PLAIN = "daemon, input order"
+# A scan so often shows a drop at once, so that its settling is not what is measured.
+PROMPT: dict[str, Json] = {
+    "intake": {"settle_s": 0.3, "scan_interval_s": 0.5},
+    "status": {"interval_s": 1},
+}
 GOALS = {WHOLE: 1.03, BATCH: 1.04, "chunks of 500": 1.3, BARE: 0.99}
 # About 500 prompt tokens and 88 output tokens, as in the figures that the goals come from.
 FULL = {"requests": 3000, "width": 1024, "warm": 600}
@@ -91,49 +100,70 @@ class Bench:
 
     # -- the ways -------------------------------------------------------------------
 
-    def server(self) -> None:
-        """The daemon with its vLLM, and the bare client on the same server."""
-        sections: dict[str, Json] = {
-            "engine": {
-                "model": str(self.model.folder),
-                "served_model_name": models.NAME,
-                "args": list(self.model.args),
-                "env": self.model.env,
-            },
-            "intake": {"settle_s": 0.3, "scan_interval_s": 0.5},
-            "status": {"interval_s": 1},
+    @contextmanager
+    def _serving(self) -> Iterator[Daemon]:
+        """The daemon with its vLLM, ready and warm."""
+        engine = {
+            "model": str(self.model.folder),
+            "served_model_name": models.NAME,
+            "args": list(self.model.args),
+            "env": self.model.env,
         }
-        with Daemon(self.folder / "d", **sections) as daemon:
+        with Daemon(self.folder / "d", engine=engine, **PROMPT) as daemon:
             daemon.start()
             self.starts["server"] = daemon.wait_ready(1800)
             self.shown.machine["vllm"] = daemon.status_now()["engine"].get("version")
-            address = f"unix:{daemon.socket()}"
             self.shown.say(f"  ready after {self.starts['server']:.0f} s, {front_end(daemon)}")
-            run_bare(address, self.file("warm", self.chosen.warm), self.chosen.width)
-            for number in range(self.chosen.repeat):
-                began = time.monotonic()
-                self._pair(daemon, address, number)
-                if not self._has_time(time.monotonic() - began):
-                    self.shown.say("  no time for further repetitions")
-                    break
+            warm = self.file("warm", self.chosen.warm)
+            run_bare(f"unix:{daemon.socket()}", warm, self.chosen.width)
+            yield daemon
             self.shown.figures["daemon_memory_mib"] = daemon.memory_mib("VmHWM")
 
-    def _pair(self, daemon: Daemon, address: str, number: int) -> None:
-        """The daemon and the bare client, in turns of who is first."""
+    def server(self) -> None:
+        """The daemon with its vLLM, and the bare client on the same server."""
+        with self._serving() as daemon:
+            address = f"unix:{daemon.socket()}"
 
-        def ours() -> None:
-            name = f"daemon{number}"
-            cpu = daemon.cpu_s()
-            seconds, _ = daemon.run_job(self.file(name), name)
-            cpu = daemon.cpu_s() - cpu
-            output = daemon.spool / "outbox" / name / "output.jsonl"
-            self.note(DAEMON, drivers.counted(output, seconds) | {"cpu_s": cpu})
+            def bare(number: int) -> None:
+                self.note(BARE, run_bare(address, self.file(f"bare{number}"), self.chosen.width))
 
-        def bare() -> None:
-            self.note(BARE, run_bare(address, self.file(f"bare{number}"), self.chosen.width))
+            self._alternate(lambda number: self._daemon(DAEMON, daemon, f"daemon{number}"), bare)
 
-        for step in (ours, bare) if number % 2 == 0 else (bare, ours):
-            step()
+    def order(self) -> None:
+        """The daemon with and without its order of work, on one server."""
+        with self._serving() as daemon:
+            endpoint = {"url": f"unix:{daemon.socket()}"}
+            run = {"reorder": False}
+            with Daemon(self.folder / "plain", endpoint=endpoint, run=run, **PROMPT) as plain:
+                plain.start()
+                plain.wait_ready()
+                # Each has found its window before it is measured.
+                for each in (daemon, plain):
+                    each.run_job(
+                        self.file(f"settle-{each.folder.name}", self.chosen.warm), "settle"
+                    )
+                self._alternate(
+                    lambda number: self._daemon(DAEMON, daemon, f"ordered{number}"),
+                    lambda number: self._daemon(PLAIN, plain, f"plain{number}"),
+                )
+
+    def _daemon(self, way: str, daemon: Daemon, name: str) -> None:
+        """One job through a daemon."""
+        cpu = daemon.cpu_s()
+        seconds, _ = daemon.run_job(self.file(name), name)
+        cpu = daemon.cpu_s() - cpu
+        output = daemon.spool / "outbox" / name / "output.jsonl"
+        self.note(way, drivers.counted(output, seconds) | {"cpu_s": cpu})
+
+    def _alternate(self, *steps: Callable[[int], None]) -> None:
+        """Repeat two ways while there is time, in turns of who is first."""
+        for number in range(self.chosen.repeat):
+            began = time.monotonic()
+            for step in steps if number % 2 == 0 else reversed(steps):
+                step(number)
+            if not self._has_time(time.monotonic() - began):
+                self.shown.say("  no time for further repetitions")
+                break
 
     def _has_time(self, pair_s: float) -> bool:
         """Say whether another pair leaves enough for what must still come."""
@@ -217,7 +247,7 @@ def parse(shown_gpu: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--engine-args", type=shlex.split, default="", help="vLLM's flags")
     parser.add_argument(
-        "--ways", nargs="+", choices=["server", "offline", "batch"],
+        "--ways", nargs="+", choices=["server", "offline", "batch", "order"],
         default=["server", "offline", "batch"],
     )  # fmt: skip
     parser.add_argument("--chunks", type=int, nargs="*", default=[5000, 500])

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,10 +20,14 @@ from inbox_daemon.ordering import READ_BYTES, SHARED_BYTES, Sketch, arrange, ord
 LONG = "All that both of them begin with. " * 40
 
 
-def line(*contents: str, url: str = "/v1/chat/completions", **body: Any) -> bytes:
+CHAT = "/v1/chat/completions"
+
+
+def line(*contents: str, to: str = CHAT, **caps: int) -> bytes:
     """A chat whose messages have the given contents."""
-    body = {"messages": [{"role": "user", "content": text} for text in contents]} | body
-    return json.dumps({"custom_id": "a", "method": "POST", "url": url, "body": body}).encode()
+    body: dict[str, object] = {**caps}
+    body["messages"] = [{"role": "user", "content": text} for text in contents]
+    return json.dumps({"custom_id": "a", "method": "POST", "url": to, "body": body}).encode()
 
 
 def sent(lines: Sequence[bytes], *, long_first: bool = True) -> list[int]:
@@ -71,7 +74,7 @@ def test_the_prompt_is_found_in_every_kind_of_request(part: str) -> None:
 @pytest.mark.parametrize("cap", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
 def test_long_answers_go_first_at_the_end_of_a_job(cap: str) -> None:
     """The longest answer must not be the last to start."""
-    lines = [line("x", **{cap: tokens}) for tokens in (10, 900, 100, 1000)]
+    lines = [line("x", to=CHAT, **{cap: tokens}) for tokens in (10, 900, 100, 1000)]
     assert sent(lines) == [1, 3, 2, 0]
     assert sent(lines, long_first=False) == [0, 1, 2, 3]
 
@@ -84,7 +87,7 @@ def test_an_answer_without_a_cap_may_be_the_longest() -> None:
 def test_completions_without_a_cap_end_after_sixteen_tokens() -> None:
     """OpenAI's default for the old endpoint is short."""
     url = "/v1/completions"
-    assert sent([line("x", url=url), line("x", url=url, max_tokens=100)]) == [1, 0]
+    assert sent([line("x", to=url), line("x", to=url, max_tokens=100)]) == [1, 0]
 
 
 def test_a_group_goes_as_early_as_its_longest_answer() -> None:
@@ -136,7 +139,8 @@ sketches = st.builds(
 
 @given(st.lists(sketches), st.booleans())
 def test_the_order_is_a_permutation_that_keeps_groups_whole(
-    given_sketches: list[Sketch], long_first: bool
+    given_sketches: list[Sketch],
+    long_first: bool,  # noqa: FBT001 - hypothesis gives it by name
 ) -> None:
     """Nobody is lost or sent twice, and who shares the first prefix stands together."""
     found = arrange(given_sketches, long_first=long_first)
