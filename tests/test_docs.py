@@ -22,7 +22,10 @@ from inbox_daemon.spool import Spool
 
 CHECKOUT = Path(__file__).parent.parent
 PACKAGE = CHECKOUT / "inbox_daemon"
-DOCUMENTS = ("README.md", "DESIGN.md", "CHANGELOG.md")
+SENDERS = "docs/SENDERS.md"
+DOCUMENTS = ("README.md", "DESIGN.md", "CHANGELOG.md", SENDERS)
+# The languages of the sender's page, with the program that each is quoted from.
+PROGRAMS = {"python": "examples/web_app.py", "js": "examples/web_app.mjs"}
 # Documents of which an example shows every field.
 SHOWN_WHOLE = ("ready", "options", "control", "output", "job-status", "reason", "status")
 
@@ -119,7 +122,7 @@ def test_no_command_is_invented(document: str) -> None:
     """Each `inbox-daemon …` in code is a command, with options that it has."""
     known = commands()
     shown = re.findall(r"(?:^|[`/ ])inbox-daemon ([a-z][^`\n#&|]*)", _code_of(document))
-    assert shown or document == "CHANGELOG.md"
+    assert shown or document in {"CHANGELOG.md", SENDERS}
     for words in (line.split() for line in shown):
         name = next(
             (n for size in (2, 1) if (n := " ".join(["inbox-daemon", *words[:size]])) in known),
@@ -133,8 +136,13 @@ def test_no_command_is_invented(document: str) -> None:
 
 def _code_of(document: str) -> str:
     """All that is set as code in a document, in blocks and in lines."""
-    blocks = re.findall(r"^ *```(?:sh)?\n(.*?)^ *```$", text(document), re.DOTALL | re.MULTILINE)
-    return "\n".join([*blocks, *(f"`{words}`" for words in code(prose(document)))])
+    shell = [block for language, block in blocks(document) if language in {"", "sh"}]
+    return "\n".join([*shell, *(f"`{words}`" for words in code(prose(document)))])
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    """The blocks of code of a document, each with the name of its language."""
+    return re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```$", text(document))
 
 
 def test_no_option_is_invented() -> None:
@@ -192,7 +200,7 @@ def test_every_key_is_in_the_file_that_init_writes() -> None:
 def test_no_key_is_invented() -> None:
     """Each `section.key` in the documents' text is a key."""
     sections = "|".join(name for name in Config.model_fields if name != "spool")
-    for document in ("README.md", "DESIGN.md"):
+    for document in DOCUMENTS:
         for word in code(prose(document)):
             if re.fullmatch(rf"({sections})\.(?!py$|json$)[a-z_.]+", word):
                 parts = {key.rpartition(".")[0] for key in defaults()}
@@ -323,6 +331,39 @@ def test_every_schema_is_named() -> None:
         line for line in text("README.md").splitlines() if "`inbox-daemon schema NAME`" in line
     )
     assert set(model.DOCUMENTS) <= set(code(line))
+
+
+# -- the sender's page ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", PROGRAMS)
+def test_the_senders_page_quotes_the_programs(language: str) -> None:
+    """Each piece of code on the page is one of the program that the tests run, word for word."""
+    program = text(PROGRAMS[language])
+    quoted = [block for name, block in blocks(SENDERS) if name == language]
+    pieces = [piece for block in quoted for piece in re.split(r"\n\n+(?=\S)", block)]
+    assert len(pieces) > len(quoted)
+    for piece in pieces:
+        assert piece.rstrip("\n") in program, f"not in {PROGRAMS[language]}:\n{piece}"
+
+
+def test_the_senders_page_shows_both_languages() -> None:
+    """Whatever the page shows in one language it shows in the other, right after it."""
+    shown = [name for name, _ in blocks(SENDERS) if name in PROGRAMS]
+    assert shown == ["python", "js"] * (len(shown) // 2)
+
+
+def test_the_programs_have_the_same_parts() -> None:
+    """Each function of the Python program is one of the JavaScript program, too."""
+    in_python = re.findall(r"(?m)^def (\w+)", text(PROGRAMS["python"]))
+    in_javascript = re.findall(r"(?m)^(?:async )?function (\w+)", text(PROGRAMS["js"]))
+    renamed = {"fetch": "fetchResults"}  # Node has a fetch of its own
+    expected = [renamed.get(name) or _camel(name) for name in in_python]
+    assert in_javascript == expected
+
+
+def _camel(name: str) -> str:
+    return re.sub(r"_(\w)", lambda found: found[1].upper(), name)
 
 
 # -- codes, states, events ------------------------------------------------------------------
@@ -469,9 +510,10 @@ def test_every_module_that_is_named_exists() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    """Each path below deploy/, examples/, requirements/ and schemas/ in the documents exists."""
+    """Each path below one of the checkout's folders that the documents name exists."""
+    folders = "deploy|docs|examples|requirements|schemas|tests"
     for document in DOCUMENTS:
-        paths = re.findall(r"(?:deploy|examples|requirements|schemas)/[\w./-]*", text(document))
+        paths = re.findall(rf"(?<![\w/-])(?:{folders})/[\w./-]*", text(document))
         for path in paths:
             assert (CHECKOUT / path.rstrip(".")).exists(), f"{document} names {path}"
 
@@ -483,8 +525,10 @@ def test_every_link_leads_somewhere(document: str) -> None:
         file, _, heading = target.partition("#")
         if file.startswith("https://"):
             continue
-        assert (CHECKOUT / (file or document)).exists(), target
-        assert not heading or heading in _anchors(file or document), target
+        path = (CHECKOUT / document).parent / file if file else CHECKOUT / document
+        assert path.exists(), target
+        name = str(path.resolve().relative_to(CHECKOUT))
+        assert not heading or heading in _anchors(name), target
 
 
 def _anchors(document: str) -> set[str]:
