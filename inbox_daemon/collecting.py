@@ -3,19 +3,20 @@
 Purpose: give every arrival its consequence, a result, a further attempt, a dead
 letter, or a place among the suspects of an engine death.
 Invariants: an arrival changes exactly one request; a death of the engine is charged
-to nobody but a request that alone has killed it twice; nothing here sends anything.
+to nobody but a request that has killed it alone, again and again; nothing here sends.
 """
 
 import logging
 import random
 import time
+from collections import Counter
 
 from inbox_daemon import letters, wire
 from inbox_daemon.attempts import Arrival, Flight
 from inbox_daemon.committing import Committer
 from inbox_daemon.config import Config
 from inbox_daemon.engine.base import Reply
-from inbox_daemon.hunt import DEATHS_ALONE, Hunt, Suspect
+from inbox_daemon.hunt import Hunt, Suspect
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.letters import Burial, Grave
@@ -28,7 +29,7 @@ log = logging.getLogger("inbox_daemon.runner")
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 60.0
 REFUSED_PAUSE_S = 30.0
-# So many poison requests in a row are believed; beyond, the engine is doubted.
+# Under so many requests in a row may an engine die; beyond, it is doubted.
 TRUSTED_POISON = 3
 DOUBT_BASE_S = 10.0
 DOUBT_CAP_S = 600.0
@@ -42,7 +43,8 @@ class Collector:
         self._config, self._queue = config, queue
         self._hunt, self._committer = hunt, committer
         self._rng = random.Random()  # noqa: S311 - jitter is no secret
-        self._poison_streak = 0
+        # Who has died alone before the last answer, and who since, condemned or not yet.
+        self._known, self._unanswered, self._condemned = set(hunt.deaths), set[Suspect](), 0
         self._refused: dict[Suspect, tuple[float, int]] = {}
         self._refusals_in_a_row = 0
         self._served_at = 0.0
@@ -63,7 +65,7 @@ class Collector:
             if arrival.lost:
                 self.suspects.append(_suspect(flight))
             return
-        self.clear(_suspect(flight))
+        self._survived(_suspect(flight))
         if verdict.action is Action.HOLD:
             self._hold(flight, verdict)
         elif verdict.action is Action.RESULT and arrival.reply is not None:
@@ -79,7 +81,8 @@ class Collector:
             job_id, flight.line, custom_id, reply.status, reply.request_id, reply.body
         )
         flight.run.succeed(flight.ordinal, line, verdict.usage)
-        self._poison_streak = 0
+        if self._unanswered:
+            self._known, self._unanswered, self._condemned = set(self._hunt.deaths), set(), 0
         self._served(flight)
         self._ended()
 
@@ -175,44 +178,74 @@ class Collector:
         """All flights of a dead engine have come back: narrow down who killed it."""
         self.deaths += 1
         suspects, self.suspects = self.suspects, []
-        poison = self._hunt.died(suspects)
+        if len(suspects) == 1 and not {*suspects} & (self._known | self._unanswered):
+            self._unanswered.update(suspects)
+            self._doubt_engine(len(self._unanswered))
+        poison = self._hunt.died(suspects, time.time())
         self._committer.hunt_changed = True
         log.warning("engine_died", extra={"in_flight": len(suspects), "poison": len(poison)})
-        for job_id, line in poison:
+        for (job_id, line), deaths in poison.items():
             run = self.run_of(job_id)
             if run is not None and run.is_open(line):
-                self._bury_poison(run, run.input.ordinal_of(line))
-                self._doubt_engine()
+                self._bury_poison(run, run.input.ordinal_of(line), deaths)
+                self._condemned += (job_id, line) in self._unanswered
+                self._doubt_engine(self._condemned)
+        self.put_off()
 
-    def _doubt_engine(self) -> None:
+    def put_off(self) -> None:
+        """Let those wait that the hunt has put off, also after a start of the daemon."""
+        for job_id, line in self._hunt.put_off:
+            run = self.run_of(job_id)
+            if run is not None and run.is_open(line):
+                run.put_off(run.input.ordinal_of(line))
+
+    def left_to_try(self, runs: list[JobRun]) -> JobRun | None:
+        """A job that has nothing left but requests that the hunt has put off."""
+        waiting = Counter(job_id for job_id, _ in self._hunt.put_off)
+        if not waiting:
+            return None
+        return next((run for run in runs if run.left == waiting[run.record.id] > 0), None)
+
+    def recall(self, run: JobRun) -> None:
+        """Try the requests of that job again that were put off; nothing else may fly."""
+        self._hunt.recall(run.record.id)
+        self._committer.hunt_changed = True
+
+    def _doubt_engine(self, streak: int) -> None:
         """Slow down when every request seems to be poison: then it is the engine that is ill.
 
-        Without this a faulty GPU would turn a whole job into dead letters.
+        `streak` counts those under which it died alone, or that were condemned, without
+        an answer of any other since.  Without this a faulty GPU would turn a whole job
+        into dead letters.
         """
-        self._poison_streak += 1
-        excess = self._poison_streak - TRUSTED_POISON
+        excess = streak - TRUSTED_POISON
         if excess <= 0:
             return
-        pause_s = min(DOUBT_BASE_S * 2**excess, DOUBT_CAP_S)
+        pause_s = min(DOUBT_BASE_S * 2 ** min(excess, 10), DOUBT_CAP_S)
         self.hold_until = time.monotonic() + pause_s
         self.problem = (
-            f"the engine died under each of the last {self._poison_streak} requests that ran "
+            f"the engine died under each of the last {streak} requests that ran "
             f"alone: look at the engine and the GPU; the next one is tried in {pause_s:.0f} s"
         )
 
-    def _bury_poison(self, run: JobRun, ordinal: int) -> None:
+    def _bury_poison(self, run: JobRun, ordinal: int, deaths: int) -> None:
         run.claim_suspect(ordinal)
         grave = self._grave(run, ordinal)
         history = run.retries.get(grave.line)
-        buried = letters.bury_poison(grave, DEATHS_ALONE, history, time.time())
+        buried = letters.bury_poison(grave, deaths, history, time.time())
         self._bury(run, ordinal, buried)
 
     def clear(self, suspect: Suspect) -> None:
-        """Take a request that was answered, or is gone, out of the hunt."""
+        """Take a request that is gone out of the hunt."""
+        if suspect in self._hunt.deaths or self._hunt:
+            self._hunt.drop(suspect)
+            self._committer.hunt_changed = self._committer.hunt_changed or not self._hunt
+
+    def _survived(self, suspect: Suspect) -> None:
+        """Take a request that was answered out of the hunt: it does not kill."""
         if self._hunt:
-            self._hunt.answered(suspect)
-            if not self._hunt:
-                self._committer.hunt_changed = True
+            self._hunt.answered(suspect, time.time())
+            self._committer.hunt_changed = self._committer.hunt_changed or not self._hunt
 
     def run_of(self, job_id: str) -> JobRun | None:
         """The running job of that id."""
@@ -221,7 +254,7 @@ class Collector:
 
     def open_suspects(self) -> set[Suspect]:
         """Those of the hunt whose request has no outcome yet."""
-        stored = {suspect for group in self._hunt.groups for suspect in group}
+        stored = self._hunt.suspects
         runs = {run.record.id: run for run in self._queue.runs()}
         return {(job, line) for job, line in stored if job in runs and runs[job].is_open(line)}
 

@@ -2,18 +2,26 @@
 
 Purpose: find the request that kills the engine among those that were in flight when
 it died, while every other one gets its answer.
-Invariants: pure; a suspect is in at most one group; only the newest group is tried,
-and nothing else runs meanwhile; a request is poison when it has killed the engine
-twice while it ran alone, so that one death by chance condemns nobody.
-Cost: with w requests in flight at the first death, one poison request takes
-log2(w) + 2 engine deaths at most.
+Invariants: pure, time is passed in; a suspect is in one group or put off, never both; only
+the newest group is tried, and nothing else runs meanwhile; a request is poison only when
+the engine has died several times while it ran alone, and more often than that where
+engines were seen to die by chance, so that a slow request which happened to be there
+is not condemned for it.
+Cost: one poison request among w in flight takes at most 2·log2(w) + 3 engine deaths.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import orjson
 
-DEATHS_ALONE = 2
+# So many deaths alone make a request poison, fewer where few were in flight.
+DEATHS_ALONE = 5
+# With each death that turned out to be chance so many more are asked for, up to a limit.
+CHANCE_WEIGHT, MOST_DEATHS_ALONE = 2, 8
+# For so long a chance death makes the next ones doubtful.
+CHANCE_S = 3600.0
 
 Suspect = tuple[str, int]
 """A request by its job's id and its line number."""
@@ -21,71 +29,121 @@ Suspect = tuple[str, int]
 
 @dataclass(slots=True)
 class Hunt:
-    """The groups still to be tried, the newest last, and who died alone before."""
+    """Who is suspected, and of what.
+
+    `groups` are still to be tried, the newest last.  `put_off` has those that died alone:
+    they are tried again once nothing else of their job is left, when whatever killed
+    engines by chance may be over.  `deaths` counts the deaths alone, `width` the requests
+    that were in flight at the largest death, `blamed` says whether anybody died alone since
+    the hunt began, and `chances` when deaths were proven to be chance, in seconds since 1970.
+    """
 
     groups: list[list[Suspect]] = field(default_factory=list)
     deaths: dict[Suspect, int] = field(default_factory=dict)
+    put_off: list[Suspect] = field(default_factory=list)
+    width: int = 1
+    blamed: bool = False
+    chances: list[float] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        """Say whether there is anybody to be tried."""
+        """Say whether there is anybody to be tried now."""
         return bool(self.groups)
 
     @property
     def group(self) -> list[Suspect]:
-        """Who may run now; empty when there is no hunt."""
+        """Who may run now; empty when nobody is to be tried."""
         return self.groups[-1] if self.groups else []
 
-    def died(self, in_flight: list[Suspect]) -> list[Suspect]:
+    @property
+    def suspects(self) -> set[Suspect]:
+        """Everybody who is still to be tried, now or later."""
+        return {suspect for group in self.groups for suspect in group} | set(self.put_off)
+
+    def died(self, in_flight: list[Suspect], now: float) -> dict[Suspect, int]:
         """Note that the engine died with these in flight; return who is poison.
 
-        While a hunt is on, `in_flight` is what was left of the newest group.
+        The poison comes with the number of its deaths.  While a hunt is on, `in_flight` is
+        what was left of the newest group.
         """
         flying = set(in_flight)
         waiting = [suspect for suspect in self.group if suspect not in flying]
         if self.groups:
             self.groups.pop()
+        elif not self.put_off:  # a new hunt
+            self.width, self.blamed = 1, False
+        self.width = max(self.width, len(in_flight))
         if waiting:  # of the same group, but not yet started
             self.groups.append(waiting)
         if len(in_flight) == 1:
-            return self._died_alone(in_flight[0])
+            return self._died_alone(in_flight[0], now)
         half = (len(in_flight) + 1) // 2
         self.groups += [part for part in (in_flight[half:], in_flight[:half]) if part]
-        return []
+        return {}
 
-    def _died_alone(self, suspect: Suspect) -> list[Suspect]:
-        self.deaths[suspect] = self.deaths.get(suspect, 0) + 1
-        if self.deaths[suspect] >= DEATHS_ALONE:
+    def _died_alone(self, suspect: Suspect, now: float) -> dict[Suspect, int]:
+        self.blamed = True
+        count = self.deaths[suspect] = self.deaths.get(suspect, 0) + 1
+        if count >= self._deaths_needed(now):
             del self.deaths[suspect]
-            return [suspect]
-        self.groups.append([suspect])
-        return []
+            return {suspect: count}
+        self.put_off.append(suspect)
+        return {}
 
-    def answered(self, suspect: Suspect) -> None:
-        """Clear a suspect that was answered, or is gone, and any group that is empty."""
+    def _deaths_needed(self, now: float) -> int:
+        """How many deaths alone are a proof: as many as the engine's starts allow."""
+        allowed = int(2 * math.log2(self.width) + 3) - math.ceil(math.log2(self.width))
+        recent = sum(now - at < CHANCE_S for at in self.chances)
+        wanted = min(DEATHS_ALONE, allowed) + CHANCE_WEIGHT * recent
+        return min(wanted, MOST_DEATHS_ALONE)
+
+    def answered(self, suspect: Suspect, now: float) -> None:
+        """Clear a suspect that was answered: whatever died around it died by chance."""
+        died_alone = suspect in self.deaths
+        hunting = bool(self.groups)
+        self.drop(suspect)
+        if died_alone or (hunting and not self.groups and not self.blamed):
+            self.chances = [at for at in self.chances if now - at < CHANCE_S] + [now]
+
+    def drop(self, suspect: Suspect) -> None:
+        """Forget a suspect whose request is gone, and any group that is empty."""
         self.deaths.pop(suspect, None)
-        for group in self.groups:
+        for group in (*self.groups, self.put_off):
             if suspect in group:
                 group.remove(suspect)
         self.groups = [group for group in self.groups if group]
 
+    def recall(self, job_id: str) -> None:
+        """Try those of a job again that were put off.
+
+        Those that died alone once are tried together first, since what was chance in all
+        of them is over with one trial; the others alone, as together they would only cost
+        more deaths.
+        """
+        mine = [suspect for suspect in self.put_off if suspect[0] == job_id]
+        self.put_off = [suspect for suspect in self.put_off if suspect[0] != job_id]
+        once = [suspect for suspect in mine if self.deaths.get(suspect, 0) <= 1]
+        self.groups += [[suspect] for suspect in mine if suspect not in once]
+        self.groups += [once] if once else []
+
     def keep(self, open_suspects: set[Suspect]) -> None:
         """Drop whoever is not open any more, as after the daemon was started anew."""
-        for suspect in {s for group in self.groups for s in group} - open_suspects:
-            self.answered(suspect)
+        for suspect in (self.suspects | self.deaths.keys()) - open_suspects:
+            self.drop(suspect)
 
     def dump(self) -> bytes | None:
         """The stored form; None when there is nothing to store."""
-        if not self.groups and not self.deaths:
+        if not (self.groups or self.put_off or self.deaths or self.chances):
             return None
-        return orjson.dumps({"groups": self.groups, "deaths": list(self.deaths.items())})
+        stored = asdict(self) | {"deaths": list(self.deaths.items())}
+        return orjson.dumps(stored)
 
     @classmethod
     def load(cls, data: bytes | None) -> "Hunt":
-        """Read the stored form."""
+        """Read the stored form, also that of a version which put nobody off."""
         if data is None:
             return cls()
-        stored = orjson.loads(data)
-        return cls(
-            groups=[[(job, line) for job, line in group] for group in stored["groups"]],
-            deaths={(job, line): count for (job, line), count in stored["deaths"]},
-        )
+        stored: dict[str, Any] = orjson.loads(data)
+        stored["groups"] = [[(job, line) for job, line in group] for group in stored["groups"]]
+        stored["put_off"] = [(job, line) for job, line in stored.get("put_off", [])]
+        stored["deaths"] = {(job, line): count for (job, line), count in stored["deaths"]}
+        return cls(**stored)

@@ -9,6 +9,7 @@ Words: *line* and *ordinal* as in jobinput.py.
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,6 +106,11 @@ class JobRun:
         return len(self._due) + len(self._new_due)
 
     @property
+    def left(self) -> int:
+        """How many requests have no outcome yet, committed or not."""
+        return self.total - self._completed - self._failed
+
+    @property
     def complete(self) -> bool:
         """Say whether every request has its outcome, committed."""
         return self.progress.ended == self.total
@@ -197,6 +203,12 @@ class JobRun:
         self._due = [entry for entry in self._due if entry[1] != ordinal]
         heapq.heapify(self._due)
         return all(entry[1] != ordinal for entry in self._new_due)
+
+    def put_off(self, ordinal: int) -> None:
+        """Let a suspect wait until the hunt claims it."""
+        if self.claim_suspect(ordinal):
+            self._marks[ordinal] = RETRYING
+            heapq.heappush(self._due, (math.inf, ordinal))
 
     def start(self, ordinal: int) -> None:
         """Mark a request as in flight."""

@@ -92,6 +92,7 @@ class Runner:
         Raises what must end the daemon: LedgerError, OSError, or a bug.
         """
         self._hunt.keep(self.collector.open_suspects())
+        self.collector.put_off()
         while not self._drained():
             self.turned_at = time.monotonic()
             self._collect()
@@ -164,8 +165,13 @@ class Runner:
         if self._hunt:
             self._admit_suspects()
             return
+        runs = self._admittable()
+        if (tried := self.collector.left_to_try(runs)) is not None:
+            if not self.in_flight:
+                self.collector.recall(tried)
+            return
         room = self._governor.window - self.in_flight
-        for run in self._admittable():
+        for run in runs:
             room = self._admit_from(run, room)
             self._admit_chunk(run)
             self.limited = self.limited or (room <= 0 and run.startable > 0)

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.hunt import Hunt, Suspect
+from inbox_daemon.hunt import CHANCE_S, DEATHS_ALONE, MOST_DEATHS_ALONE, Hunt, Suspect
 
 JOB = "01JZZZZZZZZZZZZZZZZZZZZZZ0"
+NOW = 1e9
+A, B, C, D = ((JOB, line) for line in range(1, 5))
 
 
 @dataclass
@@ -49,19 +51,22 @@ class Simulation:
                 if suspect in self.poison:
                     self.die(taken[place:])
                     return
-                self.hunt.answered(suspect)
+                self.hunt.answered(suspect, NOW)
                 self.answered.add(suspect)
 
     def take(self) -> list[Suspect]:
         """Who is sent to the engine together."""
-        group = self.hunt.group if self.hunt else self.open()
-        return list(group[: self.window])
+        others = [s for s in self.open() if s not in self.hunt.put_off]
+        if not self.hunt and not others:
+            self.hunt.recall(JOB)
+        return list((self.hunt.group or others)[: self.window])
 
     def die(self, in_flight: list[Suspect]) -> None:
         """Tell the hunt, and perhaps restart the daemon in the middle of it."""
         self.deaths += 1
-        self.found |= set(self.hunt.died(in_flight))
+        self.found |= set(self.hunt.died(in_flight, NOW))
         together = [suspect for group in self.hunt.groups for suspect in group]
+        together += self.hunt.put_off
         assert len(together) == len(set(together))
         if self.reload:
             self.hunt = Hunt.load(self.hunt.dump())
@@ -98,12 +103,13 @@ def test_every_innocent_is_answered_and_every_poison_found(simulation: Simulatio
 
 @given(st.integers(1, 300), st.data())
 def test_one_poison_request_costs_few_engine_starts(width: int, data: st.DataObject) -> None:
-    """The engine dies at most log2(window) + 2 times for one poison request."""
+    """With the first start, one poison request takes at most 2·log2(window) + 4 of them."""
     line = data.draw(st.integers(1, width))
     rng = Random(data.draw(st.integers(0, 2**32)))
     simulation = Simulation(width, {(JOB, line)}, rng, window=width)
     simulation.finish()
-    assert simulation.deaths <= math.ceil(math.log2(width)) + 2
+    assert simulation.deaths + 1 <= 2 * math.log2(width) + 4
+    assert simulation.deaths <= math.ceil(math.log2(width)) + DEATHS_ALONE
 
 
 @given(simulations(most_poison=4))
@@ -127,18 +133,22 @@ def test_a_restart_of_the_daemon_changes_nothing(simulation: Simulation) -> None
 
 
 SUSPECTS = st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 9))
-
-
-@given(
-    st.lists(st.lists(SUSPECTS, max_size=4), max_size=4),
-    st.dictionaries(SUSPECTS, st.integers(1, 3), max_size=4),
+HUNTS = st.builds(
+    Hunt,
+    groups=st.lists(st.lists(SUSPECTS, max_size=4), max_size=4),
+    deaths=st.dictionaries(SUSPECTS, st.integers(1, 3), max_size=4),
+    put_off=st.lists(SUSPECTS, max_size=4),
+    width=st.integers(1, 4096),
+    blamed=st.booleans(),
+    chances=st.lists(st.floats(0, 2e9), max_size=3),
 )
-def test_what_is_stored_is_read_back(
-    groups: list[list[Suspect]], deaths: dict[Suspect, int]
-) -> None:
+
+
+@given(HUNTS)
+def test_what_is_stored_is_read_back(hunt: Hunt) -> None:
     """Groups keep their order, and deaths their counts."""
-    hunt = Hunt(groups, deaths)
-    assert Hunt.load(hunt.dump()) == hunt
+    stored = hunt.dump()
+    assert stored is None or Hunt.load(stored) == hunt
 
 
 def test_no_hunt_is_stored_as_nothing() -> None:
@@ -148,39 +158,131 @@ def test_no_hunt_is_stored_as_nothing() -> None:
     assert Hunt().group == []
 
 
-def test_one_death_alone_condemns_nobody() -> None:
-    """An engine that dies by chance under a single request gives it a second try."""
-    hunt = Hunt()
-    assert hunt.died([(JOB, 1)]) == []
-    assert hunt.group == [(JOB, 1)]
-    hunt.answered((JOB, 1))
-    assert hunt.died([(JOB, 1)]) == []
+def test_a_hunt_of_an_older_version_goes_on() -> None:
+    """What was stored before anybody was put off is read as it was meant."""
+    hunt = Hunt.load(b'{"groups":[[["job",1],["job",2]],[["job",3]]],"deaths":[[["job",3],1]]}')
+    assert hunt.groups == [[("job", 1), ("job", 2)], [("job", 3)]]
+    assert (hunt.deaths, hunt.put_off, hunt.chances) == ({("job", 3): 1}, [], [])
 
 
-def test_two_deaths_alone_do() -> None:
-    """The second death of an engine under one request alone makes it poison."""
+def die_alone(hunt: Hunt, suspect: Suspect, times: int, now: float = NOW) -> dict[Suspect, int]:
+    """Let a suspect be tried alone and the engine die, so many times."""
+    found: dict[Suspect, int] = {}
+    for _ in range(times):
+        assert found == {}
+        hunt.recall(JOB)
+        found = hunt.died([suspect], now)
+    return found
+
+
+def test_deaths_alone_condemn_in_the_end() -> None:
+    """Of a wide window it takes all of them, and nothing is left of the hunt."""
     hunt = Hunt()
-    hunt.died([(JOB, 1)])
-    assert hunt.died([(JOB, 1)]) == [(JOB, 1)]
+    hunt.died([(JOB, line) for line in range(1, 65)], NOW)
+    hunt.groups = [[A]]
+    assert die_alone(hunt, A, DEATHS_ALONE) == {A: DEATHS_ALONE}
+    assert (hunt.groups, hunt.put_off, hunt.deaths) == ([], [], {})
+
+
+def test_a_window_of_one_allows_three_deaths() -> None:
+    """The engine's starts are counted there too: four, with the first."""
+    assert die_alone(Hunt(), A, 3) == {A: 3}
+
+
+def test_who_died_alone_waits_until_the_others_are_done() -> None:
+    """It may have been chance, so the rest of the job is not held up, and time passes."""
+    hunt = Hunt()
+    hunt.died([A, B], NOW)
+    assert hunt.died([A], NOW) == {}
+    assert (hunt.group, hunt.put_off) == ([B], [A])
+    hunt.answered(B, NOW)
     assert not hunt
+    hunt.recall("another job")
+    assert not hunt
+    hunt.recall(JOB)
+    assert (hunt.group, hunt.put_off) == ([A], [])
+
+
+def test_those_that_were_put_off_are_tried_together() -> None:
+    """What was chance in all of them is over with one trial."""
+    hunt = Hunt(deaths={A: 1, B: 1, C: 1}, put_off=[A, B, C])
+    hunt.recall(JOB)
+    assert hunt.group == [A, B, C]
+    hunt.died([A, B, C], NOW)
+    assert hunt.groups == [[C], [A, B]]
+
+
+def test_those_that_died_alone_again_are_tried_alone() -> None:
+    """Two that are poison do not die together each time as well."""
+    hunt = Hunt(deaths={A: 2, B: 1, C: 3}, put_off=[A, B, C])
+    hunt.recall(JOB)
+    assert (hunt.groups, hunt.put_off) == ([[A], [C], [B]], [])
+
+
+def test_a_death_that_was_chance_makes_the_next_ones_doubtful() -> None:
+    """Somebody who killed alone and is answered shows that engines die by themselves."""
+    hunt = Hunt()
+    die_alone(hunt, A, 1)
+    hunt.recall(JOB)
+    hunt.answered(A, NOW)
+    assert hunt.chances == [NOW]
+    assert die_alone(hunt, B, 5) == {B: 5}
+
+
+def test_a_whole_group_that_was_answered_shows_a_chance_too() -> None:
+    """An engine that died under a group whose members are all answered did so by itself."""
+    hunt = Hunt()
+    hunt.died([A, B], NOW)
+    hunt.answered(A, NOW)
+    assert hunt.chances == []
+    hunt.answered(B, NOW)
+    assert hunt.chances == [NOW]
+
+
+def test_the_answers_beside_a_poison_request_show_no_chance() -> None:
+    """Who was merely beside the one that is to blame says nothing about the engine."""
+    hunt = Hunt()
+    hunt.died([A, B], NOW)
+    hunt.died([A], NOW)
+    hunt.answered(B, NOW)
+    assert hunt.chances == []
+
+
+def test_many_chances_ask_for_no_more_than_a_limit() -> None:
+    """Poison is found also where engines die all the time."""
+    hunt = Hunt(chances=[NOW] * 9)
+    assert die_alone(hunt, A, MOST_DEATHS_ALONE) == {A: MOST_DEATHS_ALONE}
+
+
+def test_a_chance_is_forgotten_with_time() -> None:
+    """What happened hours ago makes no request less poisonous."""
+    hunt = Hunt(chances=[NOW] * 9)
+    assert die_alone(hunt, A, 3, NOW + CHANCE_S) == {A: 3}
+
+
+def test_a_request_that_is_gone_shows_nothing() -> None:
+    """One that was cancelled was not answered: its deaths are no chance."""
+    hunt = Hunt(deaths={A: 2}, put_off=[A])
+    hunt.drop(A)
+    assert hunt == Hunt()
 
 
 def test_suspects_that_had_not_started_stay_suspects() -> None:
     """When the engine dies before the whole group was sent, the rest is tried later."""
-    hunt = Hunt([[(JOB, 1), (JOB, 2), (JOB, 3), (JOB, 4)]])
-    hunt.died([(JOB, 1), (JOB, 2)])
-    assert hunt.groups == [[(JOB, 3), (JOB, 4)], [(JOB, 2)], [(JOB, 1)]]
+    hunt = Hunt([[A, B, C, D]])
+    hunt.died([A, B], NOW)
+    assert hunt.groups == [[C, D], [B], [A]]
 
 
 def test_a_death_with_nothing_in_flight_changes_nothing() -> None:
     """An engine that dies of itself accuses nobody."""
-    hunt = Hunt([[(JOB, 1)]])
-    assert hunt.died([]) == []
-    assert hunt.groups == [[(JOB, 1)]]
+    hunt = Hunt([[A]])
+    assert hunt.died([], NOW) == {}
+    assert hunt.groups == [[A]]
 
 
 def test_suspects_that_are_gone_are_dropped() -> None:
     """After a restart only requests that are still open are hunted."""
-    hunt = Hunt([[(JOB, 1), (JOB, 2)], [(JOB, 3)]], {(JOB, 3): 1})
-    hunt.keep({(JOB, 2)})
-    assert (hunt.groups, hunt.deaths) == ([[(JOB, 2)]], {})
+    hunt = Hunt([[A, B], [C]], {C: 1, D: 2}, [D])
+    hunt.keep({B})
+    assert (hunt.groups, hunt.deaths, hunt.put_off) == ([[B]], {}, [])

@@ -10,10 +10,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from builders import JOB_ID
 from inbox_daemon import collecting, wire
 from inbox_daemon.attempts import Attempts, Target
 from inbox_daemon.committing import HUNT
 from inbox_daemon.engine.base import EngineState
+from inbox_daemon.hunt import Hunt
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.model import json_schema
 from inbox_daemon.records import DeadReason
@@ -387,8 +389,8 @@ async def test_a_dead_engine_is_charged_to_nobody(make: Make) -> None:
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == [*ids(8), "x", "y"]
     assert list(bench.ledger.dead_letters()) == []
-    assert not bench.runner.hunting
-    assert bench.ledger.get_state(HUNT) is None
+    stored = Hunt.load(bench.ledger.get_state(HUNT))
+    assert (stored.suspects, len(stored.chances)) == (set(), 1)
 
 
 async def test_nothing_is_sent_while_the_engine_is_away(make: Make) -> None:
@@ -468,13 +470,70 @@ async def test_suspects_keep_to_the_window(make: Make) -> None:
     """While the hunt is on a smaller window still holds."""
     bench = make(window=16, chunk=64)
     lines = [line(name, "wait") for name in ids(15)]
-    bench.add(*lines, line("poison", "die", "die", "die", "die", "die", "die"))
+    bench.add(*lines, line("poison", *["die"] * 50))
     async with bench.running():
         await bench.until(lambda: bench.runner.hunting)
         bench.governor.fixed = 2
         bench.engine.most = 0
         bench.engine.released.set()
         bench.runner.wake()
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.codes() == {"poison": "poison"}
+
+
+async def test_a_slow_request_under_chance_deaths_is_answered(make: Make) -> None:
+    """One that was alone each time that an engine died waits until the others are done."""
+    bench = make(window=4, chunk=64)
+    bench.add(line("slow", *["die"] * 5), *map(line, ids(20)))
+    await bench.finish()
+    assert bench.codes() == {}
+    assert bench.engine.sent.count("slow") == 6
+    assert bench.engine.sent[-3:] == ["slow"] * 3
+
+
+async def test_who_was_put_off_is_tried_with_nothing_beside(make: Make) -> None:
+    """Another job's requests land first, and those after it wait."""
+    bench = make(window=4, chunk=64)
+    bench.add(line("poison", *["die"] * 50), name="a", number=1)
+    bench.add(line("long", "wait"), *map(line, ids(8)), name="b", number=2)
+    async with bench.running():
+        await bench.until(lambda: bench.queue.entries[f"{JOB_ID[:-1]}1"].run is not None)
+        bench.engine.released.set()
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.codes("a") == {"poison": "poison"}
+    assert len(bench.ids(name="b")) == 9
+
+
+async def test_many_poison_requests_are_no_ill_engine(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others are answered between, the engine is not doubted and nobody waits for it."""
+    monkeypatch.setattr(collecting, "DOUBT_BASE_S", 600)
+    monkeypatch.setattr(collecting, "DOUBT_CAP_S", 600)
+    bench = make(window=4, chunk=64)
+    for number in range(6):
+        bench.add(
+            line(f"p{number}", *["die"] * 50), *map(line, ids(3)), name=f"j{number}", number=number
+        )
+    await bench.finish()
+    assert [bench.codes(f"j{number}") for number in range(6)] == [
+        {f"p{number}": "poison"} for number in range(6)
+    ]
+
+
+async def test_who_was_put_off_waits_also_after_a_restart(make: Make) -> None:
+    """A kill -9 of the daemon brings nobody forward."""
+    bench = make(window=2, chunk=64)
+    bench.add(line("poison", *["die"] * 50), *map(line, ids(3)), line("last", "wait"))
+    async with bench.running():
+        await bench.until(lambda: "last" in bench.engine.flying and not bench.runner.hunting)
+    await bench.crash()
+    bench = make(window=2, chunk=64)
+    async with bench.running():
+        await bench.until(lambda: "last" in bench.engine.flying)
+        await bench.some_turns()
+        assert "poison" not in bench.engine.sent
+        bench.engine.released.set()
         await bench.until(lambda: not bench.queue.entries)
     assert bench.codes() == {"poison": "poison"}
 

@@ -5,8 +5,8 @@
 Purpose: jobs with poison, slow, failing and passing requests; kill -9 for the daemon or
 its engine at random moments; then every line of every job is held to exactly one
 outcome, in input order, and the executions that were repeated are counted.
-Known limit: somebody who kills the engine twice while a single suspect runs alone has
-shown that request to be poison; those lines are counted, and bounded by the kills.
+Known limit: somebody who kills the engine each time that one suspect runs alone has shown
+that request to be poison; those lines are counted, and bounded by the kills.
 """
 
 import argparse
@@ -94,7 +94,7 @@ class Chaos:
             for number in range(len(lines)):
                 self._check_end(name, number, reasons.get(f"r{number}"))
             self.figures["lines"] += len(lines)
-        assert self.figures["condemned"] <= self.figures["engine kills"] // 2
+        assert self.figures["condemned"] <= self.figures["engine kills"] // 5
         for folder in ("claimed", "queued", "running", "quarantine"):
             left = [path.name for path in (self.daemon.spool / folder).iterdir()]
             assert not left, f"{folder}/ still holds {left}"
