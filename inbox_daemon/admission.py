@@ -26,12 +26,15 @@ from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import Fault, JobOptions, Reason
 from inbox_daemon.records import DeadLetter, JobRecord
 from inbox_daemon.settling import Signature
-from inbox_daemon.spool import Spool
+from inbox_daemon.spool import STUCK, Spool
 from inbox_daemon.states import Priority
 from inbox_daemon.validation import Served, Validation, validate_file
 from inbox_daemon.watch import Entry
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+# A file of inbox/: its lane and its name.
+Key = tuple[Priority, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +75,19 @@ class Admission:
     ledger: Ledger
     queue: JobQueue
     served: Callable[[], Served]
-    _mismatched: dict[str, Signature] = field(default_factory=dict)
-    _held: dict[str, tuple[Signature, int]] = field(default_factory=dict)
+    # What was found out about files that still lie in inbox/ and need not be read again.
+    _mismatched: dict[Key, tuple[Signature, str | None]] = field(default_factory=dict)
+    _held: dict[Key, tuple[Signature, int]] = field(default_factory=dict)
+    _stuck: dict[Key, tuple[Signature, str]] = field(default_factory=dict)
 
     def answer(self, entry: Entry, priority: Priority, *, settled: bool) -> Answer:
         """Take one drop through gate and validator.
 
         Raises LedgerError: the ledger cannot be written; the daemon must end.
         """
-        if self._mismatched.get(entry.name) == entry.signature:
-            return Answer(wait=_mismatch())
-        if (held := self._still_held(entry)) is not None:
-            return Answer(wait=held)
+        known = self._still_stuck(entry, priority) or self._still_held(entry, priority)
+        if known is not None:
+            return Answer(wait=known)
         verdict = gate.check_drop(self.spool, entry, priority, self.config, settled=settled)
         if isinstance(verdict, Wait):
             return Answer(wait=verdict)
@@ -97,6 +101,10 @@ class Admission:
 
     def _claim(self, name: str, priority: Priority, passed: Pass) -> Claim | Wait:
         """Copy the drop, and be sure that it did not change meanwhile."""
+        # The marker counts too: its sender may correct it without touching the file.
+        looked_at = passed.signature, passed.sha256
+        if self._mismatched.get((priority, name)) == looked_at:
+            return _mismatch()
         job_id = str(ULID())
         try:
             sha256, size = self.spool.claim(passed.fd, job_id, self.config.limits.max_file_bytes)
@@ -111,13 +119,18 @@ class Admission:
             return Wait("it changed while it was copied")
         if passed.sha256 not in {None, sha256}:
             self.spool.drop_claim(job_id)
-            self._mismatched[name] = passed.signature
+            self._mismatched[priority, name] = looked_at
             return _mismatch()
         return Claim(job_id, name, priority, sha256, size, passed.signature)
 
-    def _still_held(self, entry: Entry) -> Wait | None:
+    def _still_stuck(self, entry: Entry, priority: Priority) -> Wait | None:
+        """What was said of a file that was answered and that nobody may move."""
+        signature, why = self._stuck.get((priority, entry.name), (None, ""))
+        return Wait(why) if signature == entry.signature else None
+
+    def _still_held(self, entry: Entry, priority: Priority) -> Wait | None:
         """Why a job that had no room still has none, without reading it again."""
-        signature, requests = self._held.get(entry.name, (None, 0))
+        signature, requests = self._held.get((priority, entry.name), (None, 0))
         if signature != entry.signature:
             return None
         crowded = limits.check_requests(self.queue.load(), requests, self.config.limits)
@@ -127,14 +140,14 @@ class Admission:
         """Say yes or no to a claim and carry it out."""
         known = self._redelivery(claim.job, claim.sha256)
         if known is not None:
-            self._answer_redelivery(known, claim)
-            return Answer(redelivered=known)
+            stuck = self._answer_redelivery(known, claim)
+            return Answer(wait=stuck) if stuck else Answer(redelivered=known)
         faults, found, options = self._examine(claim)
         if self._may_hold(faults, found, claim):
             self.spool.drop_claim(claim.job_id)
             return Answer(wait=Wait(faults[0].message))
         if faults:
-            return Answer(rejected=self._reject_claim(claim, faults, found))
+            return self._reject_claim(claim, faults, found)
         return Answer(queued=self._admit(claim, found, options))
 
     def _may_hold(self, faults: list[Fault], found: Validation, claim: Claim) -> bool:
@@ -145,7 +158,7 @@ class Admission:
             return False
         if found.requests > self.config.limits.max_total_queued_requests:
             return False  # it never will have
-        self._held[claim.name] = claim.signature, found.requests
+        self._held[claim.priority, claim.name] = claim.signature, found.requests
         return True
 
     # -- re-deliveries --------------------------------------------------------------
@@ -158,13 +171,14 @@ class Admission:
         recent = time.time() - known.finished_at < self.config.intake.dedup_days * 86400
         return known if recent or self.spool.published_as(known.id, name) else None
 
-    def _answer_redelivery(self, known: JobRecord, claim: Claim) -> None:
+    def _answer_redelivery(self, known: JobRecord, claim: Claim) -> Wait | None:
         collected = self.spool.published_as(known.id, known.name) is None
         if known.finished_at is not None and collected:
             status = documents.redelivered_status(known, time.time())
             self.spool.put_notice(known.name, documents.pretty(status))
-        self._take_away(claim)
+        stuck = self._take_away(claim)
         self.spool.drop_claim(claim.job_id)
+        return stuck
 
     # -- yes ------------------------------------------------------------------------
 
@@ -229,21 +243,40 @@ class Admission:
         self._take_away(claim)
         return record
 
-    def _take_away(self, claim: Claim) -> None:
+    def _take_away(self, claim: Claim) -> Wait | None:
         if claim.signature is None:
-            return
-        self.spool.take_away(
-            claim.name, claim.priority, claim.signature, claim.job_id, _sidecars(claim.name)
-        )
-        self._forget(claim.name)
+            return None
+        sidecars = _sidecars(claim.name)
+        try:
+            self.spool.take_away(
+                claim.name, claim.priority, claim.signature, claim.job_id, sidecars
+            )
+        except OSError as error:
+            return self._note_stuck((claim.priority, claim.name), claim.signature, error, "taken")
+        self._forget((claim.priority, claim.name))
+        return None
 
-    def _forget(self, name: str) -> None:
-        self._mismatched.pop(name, None)
-        self._held.pop(name, None)
+    def _note_stuck(self, key: Key, signature: Signature, error: OSError, what: str) -> Wait:
+        """Leave what nobody may move where it is, and let it count once."""
+        if error.errno not in STUCK:
+            raise error
+        why = f"it was {what} but cannot be taken away: {error.strerror}; remove it"
+        self._stuck[key] = signature, why
+        return Wait(why)
+
+    def _forget(self, key: Key) -> None:
+        for known in (self._mismatched, self._held, self._stuck):
+            known.pop(key, None)
+
+    def forget_others(self, priority: Priority, names: set[str]) -> None:
+        """Forget what is known of files of a lane that lie there no more."""
+        for lane, name in [*self._mismatched, *self._held, *self._stuck]:
+            if lane is priority and name not in names:
+                self._forget((lane, name))
 
     # -- no -------------------------------------------------------------------------
 
-    def _reject_claim(self, claim: Claim, faults: list[Fault], found: Validation) -> Reason:
+    def _reject_claim(self, claim: Claim, faults: list[Fault], found: Validation) -> Answer:
         stem = gate.safe_stem(claim.name)
         target = self.spool.rejected_as(stem, gate.JOB_SUFFIX, claim.job_id) + gate.JOB_SUFFIX
         why = documents.reason(
@@ -257,16 +290,24 @@ class Admission:
             file=target,
         )
         # The drop first: a crash puts it back, or it would be refused a second time.
-        self._seize(claim)
+        stuck = self._seize(claim, why.message)
+        if stuck is not None:
+            self.spool.drop_claim(claim.job_id)
+            return Answer(wait=stuck)
         self._show_refusal(why, stem, found.requests)
         self._carry_out(why, target, self.spool.claim_path(claim.job_id))
-        return why
+        return Answer(rejected=why)
 
-    def _seize(self, claim: Claim) -> None:
-        if claim.signature is not None:
-            sidecars = _sidecars(claim.name)
+    def _seize(self, claim: Claim, message: str) -> Wait | None:
+        if claim.signature is None:
+            return None
+        key, sidecars = (claim.priority, claim.name), _sidecars(claim.name)
+        try:
             self.spool.seize(claim.name, claim.priority, claim.signature, claim.job_id, sidecars)
-            self._forget(claim.name)
+        except OSError as error:
+            return self._note_stuck(key, claim.signature, error, f"refused ({message})")
+        self._forget(key)
+        return None
 
     def reject_drop(self, entry: Entry, priority: Priority, fault: Fault) -> Answer:
         """Refuse a file that was never claimed: it goes to rejected/ itself.
@@ -275,7 +316,11 @@ class Admission:
         """
         job_id, name = str(ULID()), entry.name
         sidecars = () if gate.is_control_name(name) else _sidecars(name)
-        source = self.spool.seize(name, priority, entry.signature, job_id, sidecars)
+        try:
+            source = self.spool.seize(name, priority, entry.signature, job_id, sidecars)
+        except OSError as error:
+            key, what = (priority, name), f"refused ({fault.message})"
+            return Answer(wait=self._note_stuck(key, entry.signature, error, what))
         if source is None:
             return Answer(wait=Wait("it has just changed"))
         stem = gate.safe_stem(name)

@@ -45,7 +45,9 @@ def _check_whole(path: Path, config: Config) -> Fault | None:
     if not gate.is_job_name(path.name):
         message = "the file's name is no job's name: letters, digits, . _ - , ending in .jsonl"
         return Fault(code="bad_name", message=message)
-    return check_bytes(path.stat().st_size, config.limits)
+    with path.open("rb") as file:
+        form = gate.foreign_format(file.read(gate.HEAD_BYTES))
+    return gate.encoded(form) if form else check_bytes(path.stat().st_size, config.limits)
 
 
 def _check_lines(path: Path, config: Config) -> Validation:

@@ -19,8 +19,10 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -199,6 +201,29 @@ def copy_hashing(source_fd: int, target: Path, limit: int) -> tuple[str, int]:
     finally:
         os.close(target_fd)
     return digest.hexdigest(), length
+
+
+def same_content(first: Path, second: Path) -> bool:
+    """Say whether both are regular files of the same bytes; False when one cannot be read."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        with (
+            open(os.open(first, flags), "rb") as one,  # noqa: PTH123 - a descriptor
+            open(os.open(second, flags), "rb") as other,  # noqa: PTH123 - a descriptor
+        ):
+            return _same_bytes(one, other)
+    except OSError:
+        return False
+
+
+def _same_bytes(one: BinaryIO, other: BinaryIO) -> bool:
+    found = [os.fstat(file.fileno()) for file in (one, other)]
+    if found[0].st_size != found[1].st_size or not all(stat.S_ISREG(s.st_mode) for s in found):
+        return False
+    while block := one.read(_COPY_BYTES):
+        if other.read(_COPY_BYTES) != block:
+            return False
+    return not other.read(1)
 
 
 def write_hashing(target: Path, parts: Iterable[bytes]) -> tuple[str, int]:

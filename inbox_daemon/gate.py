@@ -30,6 +30,18 @@ READY_SUFFIX = ".ready"
 JOB_SUFFIX = ".jsonl"
 OPTIONS_SUFFIX = ".options.json"
 _SMALL_BYTES = 1 << 16
+HEAD_BYTES = 8
+_MAGIC = {
+    bytes.fromhex("1f8b"): "gzip",
+    bytes.fromhex("28b52ffd"): "zstd",
+    bytes.fromhex("fd377a585a00"): "xz",
+    b"BZh": "bzip2",
+    bytes.fromhex("04224d18"): "lz4",
+    b"PK\3\4": "zip",
+    bytes.fromhex("fffe"): "UTF-16",
+    bytes.fromhex("feff"): "UTF-16",
+}
+_PACKED = (".gz", ".zst", ".xz", ".bz2", ".lz4", ".zip")
 _NAME = re.compile(NAME_PATTERN)
 _CONTROL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}\.(cancel|pause|resume|redrive|purge)")
 # outbox/status.json is the service's own, and ALL is what control files call every job.
@@ -122,9 +134,10 @@ def check_entry(entry: Entry) -> Wait | None:
     if entry.name.startswith("."):
         return Wait("its name starts with a dot: rename it when it is complete")
     if not is_job_name(entry.name):
+        remedy = "send it uncompressed" if entry.name.endswith(_PACKED) else "rename the file"
         message = (
             "a job's name has 1 to 120 of the characters A-Z a-z 0-9 . _ - , starts with a "
-            "letter or digit and ends in .jsonl; rename the file"
+            f"letter or digit and ends in .jsonl; {remedy}"
         )
         return Wait(message, Fault(code="bad_name", message=message))
     return check_kind(entry)
@@ -145,7 +158,11 @@ def check_drop(
         fd = spool.open_drop(entry.name, lane)
     except OSError as error:
         return Wait(f"it cannot be opened: {error.strerror}")
-    verdict = _check_open(fd, entry, config, marker)
+    verdict: Pass | Wait | Refuse
+    try:
+        verdict = _check_open(fd, entry, config, marker)
+    except OSError as error:
+        verdict = Wait(f"it cannot be read: {error.strerror}")
     if not isinstance(verdict, Pass):
         os.close(fd)
     return verdict
@@ -155,20 +172,31 @@ def _check_open(
     fd: int, entry: Entry, config: Config, marker: ReadyMarker | None
 ) -> Pass | Wait | Refuse:
     found = os.fstat(fd)
-    signature = Signature.of(found)
-    if signature != entry.signature or not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-        return Wait("it has just changed")
-    if marker is not None and marker.bytes != found.st_size:
-        message = f"the marker promises {marker.bytes} bytes and the file has {found.st_size}"
-        return Wait(message, Fault(code="truncated", message=message + "; send both again"))
-    if durable.has_writer(fd):
-        return Wait("a process has it open for writing")
+    wait = _held_back(fd, found, entry, marker)
+    if wait is not None:
+        return wait
+    form = foreign_format(os.pread(fd, HEAD_BYTES, 0))
+    if form is not None:
+        return Refuse(encoded(form))
     if marker is None and (incomplete := _incomplete(fd, found, config)):
         return incomplete
     fault = check_bytes(found.st_size, config.limits)
     if fault is not None:
         return Refuse(fault)
-    return Pass(fd, signature, marker.sha256 if marker else None)
+    return Pass(fd, Signature.of(found), marker.sha256 if marker else None)
+
+
+def _held_back(
+    fd: int, found: os.stat_result, entry: Entry, marker: ReadyMarker | None
+) -> Wait | None:
+    """The marks of a sender that is not done: changes, missing bytes, an open descriptor."""
+    changed = Signature.of(found) != entry.signature
+    if changed or not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        return Wait("it has just changed")
+    if marker is not None and marker.bytes != found.st_size:
+        message = f"the marker promises {marker.bytes} bytes and the file has {found.st_size}"
+        return Wait(message, Fault(code="truncated", message=message + "; send both again"))
+    return Wait("a process has it open for writing") if durable.has_writer(fd) else None
 
 
 def _incomplete(fd: int, found: os.stat_result, config: Config) -> Wait | None:
@@ -199,6 +227,29 @@ def _ends_whole(fd: int, size: int, max_line_bytes: int) -> bool:
     return True
 
 
+def foreign_format(head: bytes) -> str | None:
+    """What a file is by its first bytes, where that is surely no JSON in UTF-8."""
+    return next((form for magic, form in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def encoded(form: str) -> Fault:
+    """The refusal of a file in a foreign format."""
+    message = f"its content is {form}; send it as plain JSONL, uncompressed and in UTF-8"
+    return Fault(code="encoded", message=message)
+
+
+def is_being_written(spool: Spool, entry: Entry, lane: Priority) -> bool:
+    """Say whether a process surely has it open for writing; False where that is not told."""
+    try:
+        fd = spool.open_drop(entry.name, lane)
+    except OSError:
+        return False
+    try:
+        return durable.has_writer(fd) is True
+    finally:
+        os.close(fd)
+
+
 def read_small(spool: Spool, name: str, lane: Priority) -> bytes | None:
     """A small file of inbox/, at most 64 KiB; None when it is not there.
 
@@ -212,6 +263,8 @@ def read_small(spool: Spool, name: str, lane: Priority) -> bytes | None:
         return b"\0"
     try:
         return os.read(fd, _SMALL_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b"\0"
+    except OSError:
+        return b"\0"
     finally:
         os.close(fd)
 

@@ -22,8 +22,8 @@ from inbox_daemon.control import Controller
 from inbox_daemon.gate import Wait
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.model import Fault, RecentJob, WaitingDrop
-from inbox_daemon.settling import Settling, Sighting
-from inbox_daemon.spool import Spool
+from inbox_daemon.settling import Settling, Sighting, Signature
+from inbox_daemon.spool import STUCK, Spool
 from inbox_daemon.states import Priority
 from inbox_daemon.watch import Entry, Identity, Kind, Scan, Watcher, scan
 
@@ -48,6 +48,7 @@ class Intake:
     hints_missing: str | None = None
     turned_at: float = field(default_factory=time.monotonic)
     _settling: dict[Priority, Settling] = field(init=False)
+    _obeyed: dict[tuple[Priority, str], Signature] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
 
@@ -98,26 +99,33 @@ class Intake:
         seen: dict[str | os.PathLike[str], Identity | None] = {}
         self.problem = None
         for lane in Priority:
-            try:
-                found = await asyncio.to_thread(self._scan, lane)
-            except OSError as error:
-                self.problem = f"{error.filename or lane} cannot be read: {error.strerror}"
-                found = None
-            seen[self.spool.lane(lane)] = found.identity if found else None
-            if found is not None:
-                await self._answer_all(found, lane, waiting)
+            seen[self.spool.lane(lane)] = await self._scan_lane(lane, waiting)
         await asyncio.to_thread(watcher.check, seen)
         self.hints_missing = watcher.reason
         self.waiting = waiting[:MAX_WAITING]
 
-    def _scan(self, lane: Priority) -> Scan:
-        folder = self.spool.lane(lane)
+    async def _scan_lane(self, lane: Priority, waiting: list[WaitingDrop]) -> Identity | None:
+        """Answer what lies in one folder; return which folder that was."""
         try:
-            return scan(folder)
-        except FileNotFoundError:
+            found = await asyncio.to_thread(self._scan, lane)
+        except OSError as error:
+            self.problem = f"{error.filename or lane} cannot be used: {error.strerror}"
+            return None
+        await self._answer_all(found, lane, waiting)
+        return found.identity
+
+    def _scan(self, lane: Priority) -> Scan:
+        try:
+            fd = self.spool.open_lane(lane)
+        except (FileNotFoundError, NotADirectoryError):
             self.spool.mend_inbox()
-            log.warning("inbox_mended", extra={"folder": str(folder)})
-            return scan(folder)
+            log.warning("inbox_mended", extra={"folder": str(self.spool.lane(lane))})
+            fd = self.spool.open_lane(lane)
+        try:
+            self.spool.check_lane(fd, lane)
+            return scan(fd)
+        finally:
+            os.close(fd)
 
     async def _answer_all(self, seen: Scan, lane: Priority, waiting: list[WaitingDrop]) -> None:
         now = time.monotonic()
@@ -128,6 +136,10 @@ class Intake:
             if entry.kind is Kind.FILE
         ]
         settled = set(settling.observe(now, sightings))
+        names = {entry.name for entry in seen.entries}
+        self.admission.forget_others(lane, names)
+        for key in [key for key in self._obeyed if key[0] is lane and key[1] not in names]:
+            del self._obeyed[key]
         for entry in sorted(seen.entries, key=lambda entry: entry.signature.ctime_ns):
             if self._stopping:
                 return
@@ -149,10 +161,9 @@ class Intake:
     ) -> Wait | None:
         """Deal with one entry; return why it stays, if it does."""
         if gate.is_sidecar(entry.name):
-            job = self.spool.lane(lane) / gate.job_of_sidecar(entry.name)
-            return None if job.exists() else Wait("it waits for its job's file")
+            return self._accompany(entry, lane)
         if gate.is_control_name(entry.name):
-            wait = await self._obey(entry, lane) if settled else Wait("it has just arrived")
+            wait = gate.check_kind(entry) or await self._order(entry, lane, settled=settled)
         else:
             wait = gate.check_entry(entry) or self._hold()
             if wait is None:
@@ -161,7 +172,18 @@ class Intake:
             self._forget_waiting(entry.name)
         if wait is None or wait.overdue is None or quiet_s < self.config.intake.incomplete_s:
             return wait
+        if await asyncio.to_thread(gate.is_being_written, self.spool, entry, lane):
+            return Wait(f"{wait.why}; a process has it open for writing", wait.overdue)
         return await self._reject(entry, lane, wait.overdue)
+
+    def _accompany(self, entry: Entry, lane: Priority) -> Wait | None:
+        """Show a sidecar whose job's file is not there; it may have gone with that just now."""
+        folder = self.spool.lane(lane)
+        # Not `exists`, which asks where a link leads and fails for one that leads nowhere.
+        job = os.path.lexists(folder / gate.job_of_sidecar(entry.name))
+        if job or not os.path.lexists(folder / entry.name):
+            return None
+        return Wait("it waits for its job's file")
 
     async def _reject(self, entry: Entry, lane: Priority, fault: Fault) -> Wait | None:
         answer = await asyncio.to_thread(self.admission.reject_drop, entry, lane, fault)
@@ -186,6 +208,13 @@ class Intake:
         self._note(answer)
         return answer.wait
 
+    async def _order(self, entry: Entry, lane: Priority, *, settled: bool) -> Wait | None:
+        if not settled:
+            return Wait("it has just arrived")
+        if self._obeyed.get((lane, entry.name)) == entry.signature:
+            return Wait("it was obeyed but cannot be taken away; remove it")
+        return await self._obey(entry, lane)
+
     async def _obey(self, entry: Entry, lane: Priority) -> Wait | None:
         """Carry out a control file, or refuse it with the reason."""
         command = control.read(self.spool, entry, lane)
@@ -193,10 +222,20 @@ class Intake:
             return command
         fault = await self.controller.obey(command, self._note)
         if fault is None:
-            await asyncio.to_thread(self.spool.remove_drop, entry.name, lane)
+            wait = await asyncio.to_thread(self._remove_order, entry, lane)
         else:
-            await self._reject(entry, lane, fault)
+            wait = await self._reject(entry, lane, fault)
         self.on_change()
+        return wait
+
+    def _remove_order(self, entry: Entry, lane: Priority) -> Wait | None:
+        try:
+            self.spool.remove_drop(entry.name, lane)
+        except OSError as error:
+            if error.errno not in STUCK:
+                raise
+            self._obeyed[lane, entry.name] = entry.signature
+            return Wait(f"it was obeyed but cannot be taken away: {error.strerror}; remove it")
         return None
 
     # -- what the others learn ------------------------------------------------------

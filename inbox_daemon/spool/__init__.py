@@ -19,12 +19,12 @@ understood goes to quarantine/, never away.
     ledger/           LMDB (ledger.py)
 """
 
-from inbox_daemon.spool.inbox import Inbox
+from inbox_daemon.spool.inbox import STUCK, Inbox
 from inbox_daemon.spool.jobs import Jobs
 from inbox_daemon.spool.layout import FOLDERS, OUTPUT, STATUS, holder_of
 from inbox_daemon.spool.rejected import Rejections
 
-__all__ = ["FOLDERS", "OUTPUT", "STATUS", "Spool", "holder_of"]
+__all__ = ["FOLDERS", "OUTPUT", "STATUS", "STUCK", "Spool", "holder_of"]
 
 
 class Spool(Inbox, Jobs, Rejections):

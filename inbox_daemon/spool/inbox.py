@@ -17,6 +17,8 @@ from inbox_daemon.settling import Signature
 from inbox_daemon.spool.layout import Layout
 from inbox_daemon.states import Priority
 
+# Why a file cannot be moved though it lies there: immutable, another user's folder, a mount.
+STUCK = frozenset({errno.EPERM, errno.EACCES, errno.EXDEV, errno.EBUSY})
 # A drop that is being taken away, in claimed/, by the ULID of its claim.
 _ASIDE = re.compile(r"[0-9A-Z]{26}\.(high|normal|low)\.drop$")
 
@@ -29,7 +31,7 @@ class Inbox(Layout):
 
         Returns the descriptor; the caller closes it.
         """
-        folder = os.open(self.lane(priority), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = self.open_lane(priority)
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             return os.open(name, flags, dir_fd=folder)
@@ -121,18 +123,39 @@ class Inbox(Layout):
         The rename decides: what is seized is what was looked at, and a newer file of
         the same name stays.  The sidecars that are there come along, beside it, and go
         where their file is gone.
+        Raises OSError, one of `STUCK`: nobody may move it.
         """
         # In a folder of its own, because a name may be as long as the filesystem allows.
         aside = self.claimed / f"{job_id}.{priority}.drop" / name
         durable.make_dir(aside.parent)
         try:
-            durable.rename_noreplace(self.lane(priority) / name, aside)
+            with self._anchored(priority) as lane:
+                return self._move_out(lane, aside, signature, sidecars)
+        except (FileNotFoundError, NotADirectoryError):  # the lane itself is gone
+            return None
+        finally:
+            durable.remove_empty_dir(aside.parent)
+
+    @contextlib.contextmanager
+    def _anchored(self, priority: Priority) -> Iterator[Path]:
+        """A lane, as a path that leads to it whatever is put in its place meanwhile."""
+        fd = self.open_lane(priority)
+        try:
+            yield Path(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    def _move_out(
+        self, lane: Path, aside: Path, signature: Signature, sidecars: Sequence[str]
+    ) -> Path | None:
+        try:
+            durable.rename_noreplace(lane / aside.name, aside)
         except FileNotFoundError:
-            self._seize_sidecars(self.lane(priority), sidecars, aside.parent)
+            self._seize_sidecars(lane, sidecars, aside.parent)
             durable.remove_tree(aside.parent)
             return None
         if _same_file(aside, signature):
-            self._seize_sidecars(self.lane(priority), sidecars, aside.parent)
+            self._seize_sidecars(lane, sidecars, aside.parent)
             return aside
         self._put_back(aside)
         return None
@@ -140,21 +163,34 @@ class Inbox(Layout):
     @staticmethod
     def _seize_sidecars(lane: Path, sidecars: Sequence[str], aside: Path) -> None:
         for sidecar in sidecars:
-            if os.path.lexists(lane / sidecar):  # False as well for a name that is too long
-                with contextlib.suppress(FileNotFoundError):
-                    durable.rename_noreplace(lane / sidecar, aside / sidecar)
+            path = lane / sidecar
+            # False as well for a name that is too long; a folder's content is nobody's marker.
+            if not os.path.lexists(path) or os.path.isdir(path):  # noqa: PTH112 - of any name
+                continue
+            try:
+                durable.rename_noreplace(path, aside / sidecar)
+            except OSError as error:
+                if error.errno not in STUCK | {errno.ENOENT}:
+                    raise
 
     def _put_back(self, aside: Path) -> None:
-        lane = self.lane(Priority(aside.parent.name.split(".")[1]))
-        try:
-            durable.rename_noreplace(aside, lane / aside.name)
-        except FileExistsError:
-            self.set_aside(aside)
+        with self._anchored(Priority(aside.parent.name.split(".")[1])) as lane:
+            try:
+                durable.rename_noreplace(aside, lane / aside.name)
+            except FileExistsError:
+                if durable.same_content(aside, lane / aside.name):  # it was sent again
+                    durable.remove_file(aside)
+                else:
+                    self.set_aside(aside)
         durable.remove_empty_dir(aside.parent)
 
     def remove_drop(self, name: str, priority: Priority) -> None:
-        """Remove a file of inbox/ that has done its work, such as NAME.cancel."""
-        durable.remove_file(self.lane(priority) / name)
+        """Remove a file of inbox/ that has done its work, such as NAME.cancel.
+
+        Raises OSError, one of `STUCK`: nobody may remove it.
+        """
+        with self._anchored(priority) as lane:
+            durable.remove_file(lane / name)
 
     def finish_drops(self) -> None:
         """After a crash: put drops that were being taken away back into inbox/.

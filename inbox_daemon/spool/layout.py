@@ -5,6 +5,7 @@ Invariants: all folders are on one filesystem, so a move is one rename; one daem
 works on a spool at a time.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -61,6 +62,7 @@ class Layout:
             if not self.root.is_dir():
                 self.root.mkdir(parents=True)
                 self.root.chmod(0o755)  # senders pass through it, whatever our umask
+            self._clear_lanes()
             for name in FOLDERS:
                 self._create_folder(self.root / name)
         except OSError as error:
@@ -85,8 +87,37 @@ class Layout:
         Not where the rest of the spool is gone too: then its filesystem is not mounted.
         """
         if self.claimed.is_dir():
+            self._clear_lanes()
             for folder in (self.inbox, *(self.lane(lane) for lane in Priority)):
                 self._create_folder(folder)
+
+    def _clear_lanes(self) -> None:
+        """Set aside what senders have put in a lane's place: a file, or a link that leads away."""
+        for lane in Priority:
+            path = self.lane(lane)
+            if path != self.inbox and os.path.lexists(path) and not _is_folder(path):
+                self.set_aside(path)
+
+    def open_lane(self, priority: Priority) -> int:
+        """Open a lane by way of no link, because senders may rename what lies in inbox/.
+
+        Returns the descriptor; the caller closes it.
+        Raises FileNotFoundError, NotADirectoryError: it is not there any more, see
+        `mend_inbox`; OSError.
+        """
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(self.lane(priority), flags)
+
+    def check_lane(self, fd: int, priority: Priority) -> None:
+        """Hold an open lane to what it takes to empty it.
+
+        Raises OSError: something is mounted over it, or it is a folder of somebody else's.
+        """
+        path = str(self.lane(priority))
+        if os.fstat(fd).st_dev != self.claimed.stat().st_dev:
+            raise OSError(errno.EXDEV, "it is on another filesystem than the spool", path)
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd):
+            raise OSError(errno.EACCES, "its files may not be moved by this user", path)
 
     def check(self) -> None:
         """Hold the spool to what every move relies on.
@@ -175,6 +206,10 @@ class Layout:
     def quarantined(self) -> list[str]:
         """The names of what was set aside, in printable ASCII."""
         return sorted(ascii(path.name)[1:-1] for path in self.quarantine.iterdir())
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
 
 
 def holder_of(lock_path: Path) -> str:

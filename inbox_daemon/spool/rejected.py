@@ -69,11 +69,14 @@ class Rejections(Layout):
                 durable.remove_file(note)
 
     def rejections(self) -> Iterator[tuple[list[str], float, int]]:
-        """Each refusal in rejected/: its files' names, when, and its bytes."""
+        """Each refusal in rejected/: its files' names, when, and the bytes that it takes.
+
+        What it takes on the disk: a sparse file would push all others out by its length.
+        """
         for reason in sorted(self.rejected.glob("*.reason.json")):
             stem = reason.name.removesuffix(".reason.json")
             names = [n for n in (f"{stem}.jsonl", stem, reason.name) if self._refused(n)]
-            size = sum((self.rejected / name).lstat().st_size for name in names)
+            size = sum((self.rejected / name).lstat().st_blocks * 512 for name in names)
             yield names, reason.lstat().st_mtime, size
 
     def _refused(self, name: str) -> bool:
