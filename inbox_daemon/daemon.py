@@ -22,6 +22,7 @@ from inbox_daemon import __version__, documents, publish, retention
 from inbox_daemon.admission import Admission
 from inbox_daemon.config import Config
 from inbox_daemon.control import Controller, load_paused
+from inbox_daemon.energy import EnergyAccounts
 from inbox_daemon.engine import open_engine
 from inbox_daemon.engine.base import Engine
 from inbox_daemon.governor import Governor
@@ -69,6 +70,8 @@ class Daemon:
     runner: Runner = field(init=False)
     intake: Intake = field(init=False)
     reporter: Reporter = field(init=False)
+    _energy: EnergyAccounts = field(default_factory=EnergyAccounts)
+    _sampling: asyncio.Lock = field(default_factory=asyncio.Lock)
     _notifier: sdnotify.SystemdNotifier = field(default_factory=sdnotify.SystemdNotifier)
 
     def __post_init__(self) -> None:
@@ -107,7 +110,9 @@ class Daemon:
         return Served(default, frozenset(filter(None, [configured, *models])))
 
     async def _publish(self, run: JobRun) -> None:
-        record = await asyncio.to_thread(publish.publish, run.record, self.spool, self.ledger)
+        await self._settle_energy()
+        record = run.record.model_copy(update={"energy_j": run.energy_j})
+        record = await asyncio.to_thread(publish.publish, record, self.spool, self.ledger)
         run.close()
         self.queue.remove(record.id)
         self.queue.note(documents.recent_finished(record))
@@ -182,15 +187,31 @@ class Daemon:
     async def _read_gpu(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):  # a hung driver is told by the next sample
-                async with asyncio.timeout(GPU_PATIENCE_S):
-                    sample = await asyncio.to_thread(self.gpu.sample, self.engine.info.pids)
-                self._take_gpu(sample)
+                self._take_gpu(await self._sample_gpu())
             await asyncio.sleep(GPU_TICK_S)
+
+    async def _sample_gpu(self) -> GpuSample | None:
+        """Read the card, once at a time; raises TimeoutError if the driver hangs."""
+        async with self._sampling, asyncio.timeout(GPU_PATIENCE_S):
+            return await asyncio.to_thread(self.gpu.sample, self.engine.info.pids)
+
+    async def _settle_energy(self) -> None:
+        """Charge what was used since the last reading, so that a short job is charged too."""
+        if self.reporter.gpu is not None and self.reporter.gpu.healthy:
+            with contextlib.suppress(TimeoutError):
+                self._charge(await self._sample_gpu())
+
+    def _charge(self, sample: GpuSample | None) -> None:
+        """Charge the running jobs; a server that others run may not even be on our card."""
+        if sample is not None and not self.config.endpoint.url:
+            jobs = [(run.record.id, run) for run in self.queue.runs()]
+            self._energy.charge(time.monotonic(), sample.energy_j, sample.power_w, jobs)
 
     def _take_gpu(self, sample: GpuSample | None) -> None:
         if (sample is None) != (self.reporter.gpu is None):
             self.changed.set()
         self.reporter.gpu = sample
+        self._charge(sample)
         change = self.governor.read_gpu(sample)
         if change is not None:
             log.warning("governor_changed", extra=asdict(change))

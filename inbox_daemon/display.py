@@ -216,7 +216,13 @@ def _gpu_words(gpu: GpuStatus | None) -> str:
 
 def _job_words(job: ActiveJob, status: ServiceStatus) -> str:
     done = job.completed + job.failed
-    return f"{done} of {job.requests} requests; {_detail(job, status)}"
+    words = f"{done} of {job.requests} requests; {_detail(job, status)}"
+    return f"{words}; {_energy_words(job)}" if job.energy_j is not None else words
+
+
+def _energy_words(job: ActiveJob | JobStatus) -> str:
+    words, each = f"{job.energy_j:,.0f} J", job.energy_j_per_1000_output_tokens
+    return words if each is None else f"{words}, {each:,.1f} J for 1,000 output tokens"
 
 
 # -- jobs ---------------------------------------------------------------------------
@@ -257,6 +263,8 @@ def print_job(view: JobView, spool: Spool) -> None:
         ("created", _moment(status.created_at)),
         ("where", f"{view.state}/"),
     ]
+    if status.energy_j is not None:
+        rows.append(("energy", _energy_words(status)))
     if status.output_file_id:
         rows.append(("folder", str(_folder(spool, status))))
     faults = status.errors.data if status.errors else []

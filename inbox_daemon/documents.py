@@ -44,6 +44,8 @@ def job_status(record: JobRecord, *, errors: bool, retry: bool) -> JobStatus:
         expired_at=ended if record.status is BatchStatus.EXPIRED else None,
         cancelled_at=ended if record.status is BatchStatus.CANCELLED else None,
         usage=record.usage,
+        energy_j=record.energy_j,
+        energy_j_per_1000_output_tokens=per_1000(record.energy_j, record.usage.output_tokens),
         checksums=record.checksums,
         message=_closing_words(record, retry=retry),
     )
@@ -62,8 +64,15 @@ def active_status(record: JobRecord, progress: Progress, state: JobState) -> Job
         counts=RequestCounts(
             total=record.requests, completed=progress.completed, failed=progress.failed
         ),
+        energy_j=progress.energy_j,
+        energy_j_per_1000_output_tokens=per_1000(progress.energy_j, progress.output_tokens),
         message=words if running else "the job was accepted and waits for its turn",
     )
+
+
+def per_1000(energy_j: float | None, output_tokens: int) -> float | None:
+    """Joules for 1,000 output tokens; None where either is not known."""
+    return round(1000 * energy_j / output_tokens, 3) if energy_j and output_tokens else None
 
 
 def redelivered_status(record: JobRecord, now: float) -> JobStatus:

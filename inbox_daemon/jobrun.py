@@ -55,7 +55,8 @@ class JobRun:
         self._marks = bytearray(len(self.input))
         self._completed, self._failed = self.progress.completed, self.progress.failed
         self._tokens_in = self.progress.input_tokens
-        self._tokens_out = self.progress.output_tokens
+        self._tokens_out = self._tokens_before = self.progress.output_tokens
+        self.energy_j = self.progress.energy_j if record.energy_j is None else record.energy_j
         self._recoveries = self.progress.recoveries + (self.progress.admitted > 0)
         self._admitted = self._limit = self.input.count_up_to(self.progress.admitted)
         self._closed = 0
@@ -109,6 +110,11 @@ class JobRun:
     def left(self) -> int:
         """How many requests have no outcome yet, committed or not."""
         return self.total - self._completed - self._failed
+
+    @property
+    def tokens_made(self) -> int:
+        """Output tokens of the answers since this process took the job up."""
+        return self._tokens_out - self._tokens_before
 
     @property
     def complete(self) -> bool:
@@ -260,6 +266,10 @@ class JobRun:
             self.in_flight -= 1
         self._marks[ordinal] = mark
 
+    def use_energy(self, joules: float) -> None:
+        """Take a share of what the card used; it counts with the next commit."""
+        self.energy_j = round((self.energy_j or 0.0) + joules, 3)
+
     # -- commit ---------------------------------------------------------------------
 
     def take_batch(self) -> Batch:
@@ -272,6 +282,7 @@ class JobRun:
             failed=self._failed,
             input_tokens=self._tokens_in,
             output_tokens=self._tokens_out,
+            energy_j=self.energy_j,
             recoveries=self._recoveries,
         )
         checkpoint = Checkpoint(

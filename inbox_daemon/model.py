@@ -38,6 +38,7 @@ Url = Literal[
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Tally = Annotated[int, Field(ge=0)]
+Joules = Annotated[float, Field(ge=0)]
 
 
 class Document(BaseModel):
@@ -192,6 +193,7 @@ class JobStatus(Document):
     `retry_file` the file that runs the dead letters again when it is dropped,
     `message` a sentence for the sender, `redrive_of` the id of the job whose dead
     letters this one runs again, `checksums` the sha256 of each other file beside it.
+    `energy_j` is what the card used while it ran, null where no sensor tells.
     """
 
     id: str
@@ -227,6 +229,8 @@ class JobStatus(Document):
     priority: Literal["high", "normal", "low"] = "normal"
     redrive_of: str | None = None
     checksums: dict[str, Sha256] | None = None
+    energy_j: Joules | None = None
+    energy_j_per_1000_output_tokens: Joules | None = None
     message: str
 
 
@@ -326,6 +330,8 @@ class ActiveJob(Document):
     output_tokens: Tally = 0
     requests_per_s: float | None = None
     output_tokens_per_s: float | None = None
+    energy_j: Joules | None = None
+    energy_j_per_1000_output_tokens: Joules | None = None
     seconds_left: float | None = None
     created_at: int
     in_progress_at: int | None = None

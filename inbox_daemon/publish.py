@@ -70,6 +70,7 @@ def _finished(record: JobRecord, ledger: Ledger) -> JobRecord:
             "finished_at": now,
             "completed": progress.completed,
             "failed": progress.failed,
+            "energy_j": progress.energy_j if record.energy_j is None else record.energy_j,
             "usage": Usage(
                 input_tokens=tokens_in,
                 output_tokens=tokens_out,

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from inbox_daemon.model import Fault, Usage
 from inbox_daemon.states import BatchStatus, Outcome, Priority
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
 _ENTRY = struct.Struct(">QIBB")
 
 
@@ -71,6 +71,7 @@ class JobRecord(Record):
     completed: int = 0
     failed: int = 0
     usage: Usage = Usage()
+    energy_j: float | None = None
     outbox: str | None = None
     checksums: dict[str, str] | None = None
 
@@ -80,7 +81,8 @@ class Progress(Record):
 
     `committed` is the length of results.part that counts, `admitted` the highest
     line number that may have been started, `recoveries` how often the daemon
-    started anew while the job ran.
+    started anew while the job ran, `energy_j` what the card used for it, None where
+    no sensor tells.
     """
 
     committed: int = 0
@@ -90,6 +92,7 @@ class Progress(Record):
     input_tokens: int = 0
     output_tokens: int = 0
     recoveries: int = 0
+    energy_j: float | None = None
 
     @property
     def ended(self) -> int:

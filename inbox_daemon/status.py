@@ -11,7 +11,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 
-from inbox_daemon import __version__
+from inbox_daemon import __version__, documents
 from inbox_daemon.config import Config
 from inbox_daemon.engine.base import EngineInfo, EngineState
 from inbox_daemon.governor import Governor
@@ -213,6 +213,10 @@ class Reporter:
                 "output_tokens": progress.output_tokens,
                 "requests_per_s": round(speed[0], 3) if speed else None,
                 "output_tokens_per_s": round(speed[1], 1) if speed else None,
+                "energy_j": progress.energy_j,
+                "energy_j_per_1000_output_tokens": documents.per_1000(
+                    progress.energy_j, progress.output_tokens
+                ),
                 "seconds_left": round(left / speed[0], 1) if speed and speed[0] > 0 else None,
                 "in_progress_at": int(record.in_progress_at or record.created_at),
             }

@@ -97,6 +97,8 @@ def _active(spool: Spool) -> list[JobView]:
                 "created_at": job.created_at,
                 "in_progress_at": job.in_progress_at,
                 "request_counts": counts,
+                "energy_j": job.energy_j,
+                "energy_j_per_1000_output_tokens": job.energy_j_per_1000_output_tokens,
                 "message": f"{job.completed + job.failed} of {job.requests} requests are answered",
             }
         )

@@ -26,6 +26,7 @@ PURE = (
     "ordering",
     "settling",
     "governor",
+    "energy",
     "wire",
     "linefaults",
     "bodytables",

@@ -9,7 +9,7 @@ import pytest
 from builders import JOB_ID, job_record, make_spool, service_status
 from inbox_daemon import display, documents, submit, views
 from inbox_daemon.model import Fault, ServiceStatus
-from inbox_daemon.records import DeadLetter, DeadReason
+from inbox_daemon.records import DeadLetter, DeadReason, Progress
 from inbox_daemon.states import BatchStatus, JobState
 from inbox_daemon.submit import Dropped
 from inbox_daemon.views import JobView
@@ -45,6 +45,8 @@ def hostile_status() -> ServiceStatus:
             "memory_percent": 5,
             "temperature_c": 50,
             "power_w": 9,
+            "power_limit_w": 450,
+            "throttle_reasons": ["sw_power_cap"],
             "healthy": True,
         },
         "worker": {"state": "paused", "reason": HOSTILE},
@@ -81,7 +83,7 @@ def test_the_status_is_a_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert "degraded  pid 7" in out
     assert "job: 4 of 9 requests; [/bold] [red]x[/red]" in out
     assert "3 running, 4 waiting, KV cache 50 %, 2 restarts" in out
-    assert "memory 5 %, 50 °C, 9 W" in out
+    assert "memory 5 %, 50 °C, 9 of 450 W, slowed by sw_power_cap" in out
 
 
 def test_a_stale_status_says_that_nobody_is_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +122,20 @@ def test_one_job_is_shown_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = safe(capsys.readouterr().out)
     assert "line 4: x: [/bold]" in out
     assert "3, 0 answered, 0 dead" in out
+    assert "energy" not in out
+
+
+def test_energy_is_told_where_it_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Joules of a job, and what 1,000 output tokens cost if it has any."""
+    progress = Progress(completed=1, output_tokens=2000, energy_j=12_345.6)
+    shown = documents.active_status(job_record(), progress, JobState.RUNNING)
+    display.print_job(JobView(JobState.RUNNING, shown), make_spool(tmp_path))
+    assert "12,346 J, 6,172.8 J for 1,000 output tokens" in capsys.readouterr().out
+    job = hostile_status().jobs[0].model_copy(update={"energy_j": 7.0})
+    display.print_status(service_status(jobs=[job.model_dump()]))
+    assert "; 7 J" in safe(capsys.readouterr().out)
 
 
 def test_dead_letters_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from builders import JOB_ID, job_record
 from inbox_daemon import documents
 from inbox_daemon.documents import pretty
-from inbox_daemon.model import MAX_EXPIRES_IN_S, Document, Fault, JobOptions, json_schema
+from inbox_daemon.model import MAX_EXPIRES_IN_S, Document, Fault, JobOptions, Usage, json_schema
 from inbox_daemon.records import DeadReason, Progress
 from inbox_daemon.states import BatchStatus, JobState
 
@@ -84,6 +84,23 @@ def test_only_the_end_that_came_has_its_time(status: BatchStatus) -> None:
     assert found["status"] == status.value
     times = {key for key in ("completed_at", "cancelled_at", "expired_at") if found[key]}
     assert times == {f"{status.value}_at"}
+
+
+def test_energy_is_told_with_what_it_bought() -> None:
+    """Joules in all and for 1,000 output tokens; null where no sensor or no token tells."""
+    usage = Usage(output_tokens=4000)
+    told = finished(energy_j=1234.5, usage=usage)
+    assert (told["energy_j"], told["energy_j_per_1000_output_tokens"]) == (1234.5, 308.625)
+    told = finished(usage=usage)
+    assert (told["energy_j"], told["energy_j_per_1000_output_tokens"]) == (None, None)
+    assert finished(energy_j=5.0)["energy_j_per_1000_output_tokens"] is None
+
+
+def test_energy_of_a_running_job_is_that_of_its_checkpoint() -> None:
+    """Joules and tokens that were committed together are told together."""
+    progress = Progress(completed=1, output_tokens=500, energy_j=20.0)
+    shown = documents.active_status(job_record(requests=9), progress, JobState.RUNNING)
+    assert (shown.energy_j, shown.energy_j_per_1000_output_tokens) == (20.0, 40.0)
 
 
 def test_a_job_echoes_what_its_sender_asked_for() -> None:

@@ -316,6 +316,23 @@ def test_a_restart_goes_on_with_what_was_committed(desk: Desk) -> None:
     assert (run.input.read(0), run.startable) == (LINES[0], 0)
 
 
+def test_energy_counts_with_the_next_commit(desk: Desk) -> None:
+    """What the card used is kept with the outcomes that it was used for, and grows after that."""
+    desk.admit(6)
+    first, *_ = desk.take()
+    desk.run.use_energy(100.25)
+    desk.run.use_energy(0.5)
+    desk.run.succeed(first, b"{}\n", Usage(output_tokens=7))
+    assert desk.run.tokens_made == 7
+    desk.commit()
+    assert desk.run.progress.energy_j == 100.75
+    desk.run.use_energy(50)
+    again = desk.reopen()
+    assert (again.energy_j, again.tokens_made) == (100.75, 0)
+    again.use_energy(1)
+    assert again.energy_j == 101.75
+
+
 def test_a_restart_is_counted_only_if_anything_ran(desk: Desk) -> None:
     """`recoveries` tells how often the daemon came back to a job that had begun."""
     desk.reopen()

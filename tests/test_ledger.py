@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
+import orjson
 import pytest
 
 from builders import JOB_ID, dead_letter, job_record
@@ -111,6 +112,27 @@ def test_data_that_is_no_database_is_refused(folder: Path, reopen: Open, content
     (folder / "data.mdb").write_bytes(content)
     assert code_of(folder) in {"ledger_unreadable", "ledger_lost"}
     assert (folder / "data.mdb").read_bytes()[:7] == content[:7]
+
+
+def test_a_ledger_without_energy_is_brought_up_to_date(folder: Path, reopen: Open) -> None:
+    """A ledger of version 1 is upgraded by a writer only; what it lacks is not known."""
+    ledger = reopen()
+    ledger.accept(job_record(), [])
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(completed=3, output_tokens=9))])
+    ledger.close()
+    with lmdb.open(str(folder), max_dbs=20) as env, env.begin(write=True) as txn:
+        for table in (b"jobs", b"progress"):
+            rows = env.open_db(table, txn)
+            row = orjson.loads(txn.get(JOB_ID.encode(), b"", db=rows))
+            del row["energy_j"]
+            txn.put(JOB_ID.encode(), orjson.dumps(row), db=rows)
+        txn.put(b"version", b"1", db=env.open_db(b"meta", txn))
+    assert code_of(folder, readonly=True) == "ledger_version"
+    ledger = reopen()
+    assert ledger.jobs() == [job_record()]
+    assert ledger.progress(JOB_ID) == Progress(completed=3, output_tokens=9)
+    ledger.close()
+    Ledger(folder, readonly=True).close()
 
 
 @pytest.mark.parametrize("marker", [True, False])

@@ -234,6 +234,19 @@ async def test_active_jobs_are_listed_with_their_figures(desk: Desk) -> None:
     assert desk.build().jobs == []
 
 
+async def test_a_running_jobs_energy_is_told_with_its_tokens(desk: Desk) -> None:
+    """What was committed together makes the joules for 1,000 tokens."""
+    bench = desk.bench
+    bench.add(line("a"), line("b"), line("c", "wait"))
+    async with bench.running():
+        await bench.until(bench.queue.runs)
+        bench.queue.runs()[0].use_energy(8.5)
+        await bench.until(lambda: bench.queue.runs()[0].progress.ended == 2)
+        job = desk.build().jobs[0]
+        assert (job.energy_j, job.output_tokens) == (8.5, 4)
+        assert job.energy_j_per_1000_output_tokens == 2125.0
+
+
 async def test_a_jobs_speed_gives_its_time_left(desk: Desk) -> None:
     """Rate and time left come from the progress of the last minute."""
     bench = desk.bench
@@ -318,6 +331,16 @@ async def test_the_disk_and_the_dead_letters_are_told(desk: Desk) -> None:
     assert (status.disk.free_bytes, status.disk.free_inodes) == (10, 20)
     assert status.disk.min_free_bytes == desk.bench.config.disk.min_free_bytes
     assert status.dead_letters == 7
+
+
+async def test_the_governors_word_is_told_with_its_reasons(desk: Desk) -> None:
+    """What the card allows is a word of the worker's, and each reason a sentence."""
+    assert desk.build().worker.governor == "open"
+    crowded = GpuSample("card", others_percent=95, temperature_c=84)
+    desk.bench.governor.read_gpu(crowded)
+    status = desk.build()
+    assert (status.status, status.worker.governor) == ("degraded", "shrink")
+    assert [reason.partition(" ")[0] for reason in status.reasons] == ["the", "others"]
 
 
 async def test_the_card_is_shown_with_what_it_tells(desk: Desk) -> None:

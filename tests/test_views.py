@@ -105,6 +105,7 @@ def test_without_the_ledger_the_health_document_tells(spool: Spool) -> None:
         "completed": 1,
         "failed": 0,
         "created_at": 5,
+        "energy_j": 9.5,
     }
     queued = job | {"id": THIRD, "name": "queued", "state": "queued", "completed": 0}
     spool.write_service_status(pretty(service_status(jobs=[job, queued])))
@@ -112,6 +113,7 @@ def test_without_the_ledger_the_health_document_tells(spool: Spool) -> None:
         (SECOND, JobState.RUNNING, "in_progress"),
         (THIRD, JobState.QUEUED, "validating"),
     ]
+    assert [view.status.energy_j for view in views.list_jobs(spool)] == [9.5, 9.5]
 
 
 def test_documents_that_cannot_be_read_are_passed_over(spool: Spool) -> None:

@@ -40,9 +40,15 @@ _LINE = struct.Struct(">I")
 _FIRST_MAP_BYTES = 256 << 20
 _SPARE_BYTES = 16 << 20
 Upgrade = Callable[[lmdb.Transaction, dict[str, Any]], None]
+
+
+def _with_energy(_txn: lmdb.Transaction, _db: dict[str, Any]) -> None:
+    """From 1 to 2: jobs and progress have an energy, unknown for those that lack it."""
+
+
 # How a ledger of version n becomes one of version n + 1, by n.  A change of a record's
 # shape raises records.LEDGER_VERSION and adds its step here, for good.
-UPGRADES: dict[int, Upgrade] = {}
+UPGRADES: dict[int, Upgrade] = {1: _with_energy}
 _R = TypeVar("_R", bound=Record)
 
 
