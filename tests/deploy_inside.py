@@ -34,11 +34,8 @@ Json = dict[str, Any]
 
 def probe(address: str) -> None:
     """Note what the unit lets its child do, then become a stand-in engine."""
-    places = ("/usr", "/etc", "/srv", "/var/lib", "/opt/inbox-daemon", "/src", "/boot", "/sys")
     walls = {
-        "writable": [place for place in places if _touchable(place)],
-        "spool_writable": _touchable(SPOOL / "running"),
-        "tmp_writable": _touchable("/tmp"),
+        "writable": writable_folders(),
         "sees_homes": bool(_listed("/root") or _listed("/home")),
         "interfaces": sorted(name for _, name in socket.if_nameindex()),
         "reaches_network": _succeeds(lambda: socket.create_connection(("192.0.2.1", 80), 2)),
@@ -54,6 +51,24 @@ def probe(address: str) -> None:
     (CACHE / "walls.json").write_text(json.dumps(walls))
     words = (str(SOURCE / "tests" / "standin.py"), "--socket", address, "--latency", "0.1")
     os.execv(sys.executable, [sys.executable, *words, "--slots", "4"])  # noqa: S606 - it becomes that
+
+
+def writable_folders() -> list[str]:
+    """Every folder in which this process can make a file, the topmost of each tree.
+
+    Only below mounts that are not read-only can there be one; /proc has none.
+    """
+    rows = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = {row[4]: row for row in rows}  # of two on one place the last is seen
+    found: set[str] = set()
+    for place, row in mounts.items():
+        if "rw" in row[5].split(",") and " proc " not in f" {row[row.index('-') + 1]} ":
+            for folder, below, _ in os.walk(place):
+                below[:] = [name for name in below if os.path.join(folder, name) not in mounts]  # noqa: PTH118
+                if _touchable(folder):
+                    found.add(folder)
+                    below.clear()
+    return sorted(found)
 
 
 def _succeeds(attempt: Callable[[], object]) -> bool:
@@ -194,6 +209,63 @@ def install() -> Json:
     return {"status": told.returncode, "words": told.stderr, "config_mode": CONFIG.stat().st_mode}
 
 
+def engine_pids() -> list[int]:
+    """The processes below the daemon."""
+    return [int(pid) for pid in run("pgrep", "-P", str(main_pid())).split()]
+
+
+def sockets_of(pids: list[int]) -> Json:
+    """The sockets that processes hold: how many of the network, and the Unix ones' names."""
+    inodes = {
+        link[len("socket:[") : -1]
+        for pid in pids
+        for link in map(os.readlink, Path(f"/proc/{pid}/fd").glob("*"))
+        if link.startswith("socket:[")
+    }
+    table = Path(f"/proc/{pids[0]}/net")
+    internet = [
+        f"{kind} {row[1]}"
+        for kind in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6")
+        for row in (line.split() for line in (table / kind).read_text().splitlines()[1:])
+        if row[9] in inodes
+    ]
+    rows = [line.split() for line in (table / "unix").read_text().splitlines()[1:]]
+    names = sorted({row[7] for row in rows if row[6] in inodes and len(row) > 7})
+    return {"held": len(inodes), "internet": internet, "unix": names}
+
+
+def everything_in(pid: int) -> list[str]:
+    """Every socket of the network that there is where a process lives, whoever holds it."""
+    kinds = ("tcp", "tcp6", "udp", "udp6", "raw", "raw6")
+    tables = {kind: Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:] for kind in kinds}
+    return [f"{kind} {line.strip()}" for kind, lines in tables.items() for line in lines]
+
+
+def looked_into_by_sender() -> Json:
+    """What a member of the group sees of the engine's socket."""
+    [name] = [name for name in sockets_of([main_pid(), *engine_pids()])["unix"] if "engine" in name]
+
+    def connect() -> None:
+        with socket.socket(socket.AF_UNIX) as attempt:
+            attempt.connect(name)
+
+    reachable = _succeeds(connect)
+    with as_sender():
+        seen, connected = _listed("/run/inbox-daemon"), _succeeds(connect)
+    return {"name": name, "by_root": reachable, "listed": seen, "by_sender": connected}
+
+
+def oom_of(pid: int) -> Json:
+    """How readily the kernel would take a process, short of memory."""
+    names = ("oom_score_adj", "oom_score")
+    return {name: int(Path(f"/proc/{pid}/{name}").read_text()) for name in names}
+
+
+def may_lower_scores() -> bool:
+    """Say whether systemd has CAP_SYS_RESOURCE here, without which no score goes below 0."""
+    return bool(int(fields_of(1)["CapEff"], 16) >> 24 & 1)
+
+
 def start() -> Json:
     """Start the service, and look at it."""
     began = time.monotonic()
@@ -210,8 +282,10 @@ def start() -> Json:
         "capabilities": fields["CapEff"],
         "no_new_privileges": fields["NoNewPrivs"],
         "seccomp": fields["Seccomp"],
-        "listening": run("nsenter", "-t", str(pid), "-n", "ss", "-Hltnu"),
+        "lowers": may_lower_scores(),
+        "oom": [oom_of(number) for number in (pid, *engine_pids())],
         "runtime_mode": Path("/run/inbox-daemon").stat().st_mode & 0o7777,
+        "socket": looked_into_by_sender(),
         "walls": json.loads((CACHE / "walls.json").read_text()),
     }
 
@@ -223,7 +297,14 @@ def use() -> Json:
     with as_sender():
         forbidden = [name for name in ("running", "queued", "ledger") if _listed(str(SPOOL / name))]
         removable = _succeeds((SPOOL / "outbox" / "first" / "output.jsonl").unlink)
-    return {"answers": answers, "forbidden": forbidden, "removable": removable}
+    processes = [main_pid(), *engine_pids()]
+    return {
+        "answers": answers,
+        "forbidden": forbidden,
+        "removable": removable,
+        "internet": everything_in(processes[0]),
+        "sockets": sockets_of(processes),
+    }
 
 
 def mend() -> Json:
@@ -264,9 +345,8 @@ def crash_engine() -> Json:
     before = main_pid(), shown("NRestarts")
     for _ in range(4):
         wait(engine_ready, "a ready engine")
-        children = run("pgrep", "-P", str(main_pid())).split()
-        for child in children:
-            os.kill(int(child), signal.SIGKILL)
+        for child in engine_pids():
+            os.kill(child, signal.SIGKILL)
         wait(lambda: not engine_ready(), "the engine's loss")
     wait(engine_ready, "a ready engine")
     return {
@@ -308,9 +388,17 @@ def hang() -> Json:
     wait(engine_ready, "a ready engine")
     before = main_pid()
     network_shared = Path(f"/proc/{before}/ns/net").readlink() == Path("/proc/1/ns/net").readlink()
+    drop("opened", 5)
+    answered("opened")
+    sockets = sockets_of([before, *engine_pids()])
     os.kill(before, signal.SIGSTOP)
     wait(lambda: main_pid() not in {0, before} and engine_ready(), "another daemon")
-    return {"restarted": True, "state": shown("ActiveState"), "network_shared": network_shared}
+    return {
+        "restarted": True,
+        "state": shown("ActiveState"),
+        "network_shared": network_shared,
+        "sockets": sockets,
+    }
 
 
 def welcome() -> Json:
@@ -338,11 +426,24 @@ def uninstall() -> Json:
     }
 
 
+def purge() -> Json:
+    """Remove the rest by the README's commands: users, spool, configuration."""
+    told = follow("purge-service")
+    places = [Path(place) for place in ("/etc", "/srv", "/var/lib", "/var/cache", "/run")]
+    return {
+        "status": told.returncode,
+        "words": told.stderr,
+        "users": run("getent", "passwd", SERVICE, "inbox-sender", check=False),
+        "groups": run("getent", "group", SERVICE, "inbox-sender", check=False),
+        "files": [str(path) for place in places for path in place.rglob("*inbox-*")],
+    }
+
+
 def main(facts: Path) -> None:
     """Do everything in turn, up to the first that fails."""
     found: Json = {}
     steps = (install, welcome, start, use, mend, kill, crash_engine, stop, misconfigure, hang)
-    for step in (*steps, uninstall):
+    for step in (*steps, uninstall, purge):
         began = time.monotonic()
         try:
             found[step.__name__] = step()

@@ -22,6 +22,12 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent
 INSIDE = CHECKOUT / "tests" / "deploy_inside.py"
 BOOT_S = 150
+# What README.md and SECURITY.md say that the service can write.
+WRITABLE = {
+    *("/srv/inbox-daemon", "/var/cache/inbox-daemon", "/run/inbox-daemon"),
+    *("/tmp", "/var/tmp"),  # of its own
+    *("/dev/shm", "/dev/mqueue"),
+}
 Json = dict[str, Any]
 
 TARGET = """\
@@ -84,6 +90,7 @@ def lay_out(root: Path) -> list[str]:
     (root / "src" / "install-service.sh").write_text(DROP_IN + documented("install-service"))
     (root / "src" / "install-sender.sh").write_text(documented("install-sender"))
     (root / "src" / "uninstall-service.sh").write_text(removal)
+    (root / "src" / "purge-service.sh").write_text(documented("purge-service"))
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     (root / "venv" / "pyvenv.cfg").write_text("home = /opt/python/bin\n")
     (root / "venv" / "bin" / "python").symlink_to(f"/opt/python/bin/{version}")
@@ -174,11 +181,9 @@ def test_it_has_no_privileges_but_leases(facts: Json) -> None:
 
 
 def test_it_writes_nowhere_else(facts: Json) -> None:
-    """The engine, its child, can write into the spool, its cache and a /tmp of its own only."""
+    """The engine, its child, can write where the unit says, wherever it tries, and nowhere else."""
     walls = seen(facts, "start")["walls"]
-    assert walls["writable"] == []
-    assert walls["spool_writable"]
-    assert walls["tmp_writable"]
+    assert set(walls["writable"]) == WRITABLE
     assert not walls["sees_homes"]
     assert not walls["mounts"]
     assert not walls["sets_uid"]
@@ -186,12 +191,46 @@ def test_it_writes_nowhere_else(facts: Json) -> None:
 
 
 def test_it_is_cut_off_from_the_network(facts: Json) -> None:
-    """No port is open, no host can be reached, and its socket lies where nobody else looks."""
+    """There is no network for it but a loopback, and no host can be reached."""
+    walls = seen(facts, "start")["walls"]
+    assert walls["interfaces"] == ["lo"]
+    assert not walls["reaches_network"]
+
+
+def test_it_opens_no_port_and_no_connection(facts: Json) -> None:
+    """After a job, no socket of the network exists where it lives: none listens, none talks."""
+    use = seen(facts, "use")
+    assert use["internet"] == []
+    assert use["sockets"]["held"] > 0
+    assert use["sockets"]["internet"] == []
+
+
+def test_it_opens_no_port_with_the_network_either(facts: Json) -> None:
+    """In the machine's own network it holds no socket but those of its own folder."""
+    sockets = seen(facts, "hang")["sockets"]
+    assert sockets["held"] > 0
+    assert sockets["internet"] == []
+
+
+def test_its_socket_is_private(facts: Json) -> None:
+    """The engine's socket is there, and a member of the service's group cannot get at it."""
     start = seen(facts, "start")
-    assert start["listening"] == ""
-    assert start["walls"]["interfaces"] == ["lo"]
-    assert not start["walls"]["reaches_network"]
     assert start["runtime_mode"] == 0o700
+    assert start["socket"]["name"].startswith("/run/inbox-daemon/")
+    assert start["socket"]["by_root"]
+    assert start["socket"]["listed"] == []
+    assert not start["socket"]["by_sender"]
+
+
+def test_the_kernel_would_take_the_engine_first(facts: Json) -> None:
+    """Short of memory, each process of the engine is a better choice than the daemon."""
+    start = seen(facts, "start")
+    daemon, *engine = start["oom"]
+    assert daemon["oom_score_adj"] == (-500 if start["lowers"] else 0)
+    assert engine
+    for process in engine:
+        assert process["oom_score_adj"] == 500
+        assert process["oom_score"] > daemon["oom_score"]
 
 
 def test_a_member_of_its_group_sends_and_fetches(facts: Json) -> None:
@@ -256,3 +295,10 @@ def test_the_documented_commands_remove_it(facts: Json) -> None:
     assert uninstall["known"] in {"", "not-found"}
     assert uninstall["left"] == ""
     assert {"first", "killed", "stopped", "status.json"} <= set(uninstall["spool"])
+
+
+def test_the_documented_commands_remove_the_rest(facts: Json) -> None:
+    """Users, groups, spool and configuration go when the machine's owner says so."""
+    purge = seen(facts, "purge")
+    assert purge["status"] == 0, purge["words"]
+    assert (purge["users"], purge["groups"], purge["files"]) == ("", "", [])
