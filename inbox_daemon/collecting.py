@@ -51,7 +51,7 @@ class Collector:
         self.suspects: list[Suspect] = []
         self.hold_until = 0.0
         self.problem: str | None = None
-        self.finished = 0
+        self.finished, self.arrivals = 0, 0
         self.deaths = 0
         self.last_outcome_at = time.monotonic()
 
@@ -59,6 +59,7 @@ class Collector:
 
     def take(self, arrival: Arrival) -> None:
         """Give one arrival its consequence."""
+        self.arrivals += 1
         flight, verdict = arrival.flight, arrival.verdict
         if verdict is None or arrival.lost:
             flight.run.abandon(flight.ordinal)

@@ -28,6 +28,7 @@ from inbox_daemon.engine.base import Engine
 from inbox_daemon.governor import Governor
 from inbox_daemon.gpu import Gpu, GpuSample, open_gpu
 from inbox_daemon.hang import HangDetector
+from inbox_daemon.heartbeat import Heartbeat, Turn
 from inbox_daemon.intake import Intake
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
@@ -51,6 +52,8 @@ MIN_STATUS_GAP_S = 0.2
 STALLED_S = 30.0
 SPARE_DESCRIPTORS = 256
 INTAKE_STALLED_S = 300.0
+# Beyond what one request may take: an engine's end and its next start are progress.
+PROGRESS_SPARE_S = 120.0
 _FORCED = 3
 
 
@@ -70,6 +73,8 @@ class Daemon:
     runner: Runner = field(init=False)
     intake: Intake = field(init=False)
     reporter: Reporter = field(init=False)
+    _heartbeat: Heartbeat = field(init=False)
+    _reported_at: float = field(default_factory=time.monotonic)
     _energy: EnergyAccounts = field(default_factory=EnergyAccounts)
     _sampling: asyncio.Lock = field(default_factory=asyncio.Lock)
     _notifier: sdnotify.SystemdNotifier = field(default_factory=sdnotify.SystemdNotifier)
@@ -96,6 +101,8 @@ class Daemon:
             self._on_change,
         )
         self.reporter = Reporter(self.config, self.queue, self.runner, self.intake, self.governor)
+        longest_s = max(self.config.run.request_timeout_s, self.config.engine.hang_s)
+        self._heartbeat = Heartbeat(longest_s + PROGRESS_SPARE_S)
 
     # -- what the parts ask of each other -------------------------------------------
 
@@ -246,6 +253,7 @@ class Daemon:
         """Write the status at each change and at least each interval."""
         while True:
             await self._write_status()
+            self._reported_at = time.monotonic()
             await asyncio.sleep(MIN_STATUS_GAP_S)
             patience = self.config.status.interval_s - MIN_STATUS_GAP_S
             with contextlib.suppress(TimeoutError):
@@ -272,14 +280,25 @@ class Daemon:
             log.exception("status_not_written", extra={"reason": str(error)})
 
     def _alive(self) -> bool:
-        """Say whether the loops have turned lately: a hang must show.
+        """Say whether the loops have turned lately, and the work has made progress.
 
         The runner turns each second by itself; the intake is let off while it reads one
         large drop.
         """
-        now = time.monotonic()
-        intake_s = self.config.intake.scan_interval_s + INTAKE_STALLED_S
-        return now - self.runner.turned_at < STALLED_S and now - self.intake.turned_at < intake_s
+        turns = (
+            Turn(self.runner.turned_at, STALLED_S),
+            Turn(self.intake.turned_at, self.config.intake.scan_interval_s + INTAKE_STALLED_S),
+            Turn(self._reported_at, self.config.status.interval_s + STALLED_S),
+        )
+        return self._heartbeat.may_beat(time.monotonic(), turns, self._progress())
+
+    def _progress(self) -> object | None:
+        """What changes with each step of the work; None while it rests for a known reason."""
+        info, collector = self.engine.info, self.runner.collector
+        if not self.reporter.at_work(info):
+            return None
+        jobs = tuple((entry.record.id, entry.run is None) for entry in self.queue.entries.values())
+        return (jobs, collector.arrivals, collector.finished, info.load.tokens, info.generation)
 
 
 def _raise_ended(tasks: list[asyncio.Task[None]]) -> None:

@@ -179,6 +179,11 @@ class Reporter:
             return "paused", "the engine is loading"
         return ("processing", None) if active else ("idle", None)
 
+    def at_work(self, info: EngineInfo) -> bool:
+        """Say whether some job could go on, and nothing known keeps it from that."""
+        active = [e for e in self.queue.entries.values() if not self.queue.is_paused(e.record)]
+        return self._worker_state(info, active=bool(active))[0] == "processing"
+
     def _jobs(self, now: float) -> list[ActiveJob]:
         entries = sorted(self.queue.entries.values(), key=lambda entry: entry.record.id)
         self._rates = {e.record.id: self._rates.get(e.record.id, Rate()) for e in entries}

@@ -76,6 +76,7 @@ class DaemonProcess:
         self._runtime = Path(tempfile.mkdtemp(prefix="inbox-"))
         self._child: subprocess.Popen[bytes] | None = None
         self._left: list[Process] = []
+        self.env: dict[str, str] = {}
         if (
             not {"model", "command"} & sections.get("engine", {}).keys()
             and "endpoint" not in sections
@@ -117,7 +118,7 @@ class DaemonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(RUNTIME_DIRECTORY=str(self._runtime)),
+                env=environment(RUNTIME_DIRECTORY=str(self._runtime), **self.env),
                 cwd=self.folder,
                 start_new_session=True,
             )

@@ -37,6 +37,7 @@ PURE = (
     "letters",
     "hunt",
     "hang",
+    "heartbeat",
     "documents",
     "engine/base",
     "engine/metrics",

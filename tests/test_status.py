@@ -200,6 +200,18 @@ async def test_the_worker_says_what_it_does(desk: Desk) -> None:
     assert desk.build().worker.state == "paused"
 
 
+@pytest.mark.parametrize("harm", [_backoff, _paused, _refused, _starting])
+async def test_work_with_a_reason_to_wait_is_no_work(desk: Desk, harm: Break) -> None:
+    """The watchdog counts only what could go on: not what waits for something known."""
+    assert not desk.reporter.at_work(READY)
+    job = desk.bench.add(line("a"))
+    assert desk.reporter.at_work(READY)
+    desk.bench.queue.paused = {job}
+    assert not desk.reporter.at_work(READY)
+    desk.bench.queue.paused = set()
+    assert not desk.reporter.at_work(harm(desk))
+
+
 async def test_the_headline_fits_on_a_line(desk: Desk) -> None:
     """One sentence is what `systemctl status` and people get."""
     desk.bench.add(line("a"))
