@@ -23,7 +23,7 @@ from inbox_daemon.spool import Spool
 CHECKOUT = Path(__file__).parent.parent
 PACKAGE = CHECKOUT / "inbox_daemon"
 SENDERS = "docs/SENDERS.md"
-DOCUMENTS = ("README.md", "DESIGN.md", "CHANGELOG.md", SENDERS)
+DOCUMENTS = ("README.md", "DESIGN.md", "CHANGELOG.md", "SECURITY.md", SENDERS)
 # The languages of the sender's page, with the program that each is quoted from.
 PROGRAMS = {"python": "examples/web_app.py", "js": "examples/web_app.mjs"}
 # Documents of which an example shows every field.
@@ -122,7 +122,7 @@ def test_no_command_is_invented(document: str) -> None:
     """Each `inbox-daemon …` in code is a command, with options that it has."""
     known = commands()
     shown = re.findall(r"(?:^|[`/ ])inbox-daemon ([a-z][^`\n#&|]*)", _code_of(document))
-    assert shown or document in {"CHANGELOG.md", SENDERS}
+    assert shown or document in {"CHANGELOG.md", "SECURITY.md", SENDERS}
     for words in (line.split() for line in shown):
         name = next(
             (n for size in (2, 1) if (n := " ".join(["inbox-daemon", *words[:size]])) in known),
@@ -364,6 +364,35 @@ def test_the_programs_have_the_same_parts() -> None:
 
 def _camel(name: str) -> str:
     return re.sub(r"_(\w)", lambda found: found[1].upper(), name)
+
+
+# -- security ---------------------------------------------------------------------------------
+
+
+def test_every_test_that_security_names_exists() -> None:
+    """Each claim of SECURITY.md that names a test names one that is there."""
+    named = set(re.findall(r"`(test_\w+)`", text("SECURITY.md")))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in CHECKOUT.glob("tests/test_*.py"))
+    assert named
+    assert named - set(re.findall(r"(?m)^(?:async )?def (test_\w+)", tests)) == set()
+
+
+def test_every_directive_that_security_names_is_in_the_unit() -> None:
+    """Each claim of SECURITY.md that names a directive names one that the unit sets."""
+    named = set(re.findall(r"`([A-Z]\w+)=`", text("SECURITY.md")))
+    unit = text("deploy/systemd/inbox-daemon.service")
+    assert named
+    assert named - set(re.findall(r"(?m)^(\w+)=", unit)) == set()
+
+
+def test_every_measure_names_what_holds_it() -> None:
+    """No row of SECURITY.md's tables of measures is without a test or a directive."""
+    rows = [line for line in text("SECURITY.md").splitlines() if line.startswith("| ")]
+    starts = [n for n, line in enumerate(rows) if line == "| measure | stops | held by |"]
+    assert len(starts) == 5
+    for line in rows[starts[0] :]:
+        held_by = line.strip("| ").split(" | ")[-1]
+        assert held_by == "held by" or re.search(r"`(test_\w+|tests/\w+\.py|\w+=)`", held_by), line
 
 
 # -- codes, states, events ------------------------------------------------------------------
