@@ -91,6 +91,58 @@ $(STAMPS)/engine-gpu: requirements/gpu.txt $(STAMPS)/package
 demo: model  ## Run the real thing once: daemon, vLLM, a file of 20 requests, its answers.
 	@$(BIN)/python scripts/demo.py --engine $(ENGINE)
 
+# -- the system service ---------------------------------------------------------------------------
+
+PROGRAM := /opt/inbox-daemon
+
+# The recipes without an @ are the README's commands, word for word; a test compares them.
+.PHONY: install-service
+install-service: as-root service-program service-files  ## As root: install the system service.
+	@echo "Set [engine] model in /etc/inbox-daemon/config.toml, then: systemctl enable --now inbox-daemon"
+
+.PHONY: as-root
+as-root:
+	@[[ $$EUID == 0 ]] || { echo "This needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
+
+.PHONY: service-program
+service-program: as-root
+	@python=$$(scripts/find-python)
+	case $$(readlink -f "$$(command -v "$$python")") in
+	/home/* | /root/*)
+	  echo "$$python lies in a home, which systemd hides from the service. Name the system's:" \
+	    "make PYTHON=/usr/bin/python3 install-service" >&2
+	  exit 1 ;;
+	esac
+	scripts/step "a virtual environment in $(PROGRAM), from $$python" \
+	  "Install python3-venv, or name another Python: make PYTHON=/usr/bin/python3 …" \
+	  "$$python" -m venv $(PROGRAM)
+	if [[ $(ENGINE) == cpu ]]; then
+	  scripts/step "torch for the CPU" "$(NETWORK)" scripts/install-torch-cpu $(PROGRAM)/bin/python
+	fi
+	scripts/step "vLLM for the $(ENGINE) (some gigabytes, some minutes)" "$(NETWORK)" \
+	  $(PROGRAM)/bin/pip install --no-deps -r requirements/$(ENGINE).txt
+	scripts/step "the daemon" "$(NETWORK)" $(PROGRAM)/bin/pip install --no-deps .
+
+.PHONY: service-files
+service-files: as-root
+	install -Dm644 deploy/systemd/inbox-daemon.sysusers.conf /etc/sysusers.d/inbox-daemon.conf
+	install -Dm644 deploy/systemd/inbox-daemon.tmpfiles.conf /etc/tmpfiles.d/inbox-daemon.conf
+	install -Dm644 deploy/systemd/inbox-daemon.service /etc/systemd/system/inbox-daemon.service
+	systemd-sysusers inbox-daemon.conf
+	systemd-tmpfiles --create inbox-daemon.conf
+	install -d -m 755 /etc/inbox-daemon
+	/opt/inbox-daemon/bin/inbox-daemon init --config /etc/inbox-daemon/config.toml
+	chgrp inbox-daemon /etc/inbox-daemon/config.toml
+	systemctl daemon-reload
+
+.PHONY: uninstall-service
+uninstall-service: as-root  ## As root: remove it; spool, user and configuration stay.
+	systemctl disable --now inbox-daemon
+	rm -rf /etc/systemd/system/inbox-daemon.service /etc/systemd/system/inbox-daemon.service.d
+	rm -f /etc/sysusers.d/inbox-daemon.conf /etc/tmpfiles.d/inbox-daemon.conf
+	systemctl daemon-reload
+	rm -rf /opt/inbox-daemon /var/cache/inbox-daemon
+
 # -- work on the code -----------------------------------------------------------------------------
 
 .PHONY: check

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -159,6 +160,19 @@ def test_the_makefile_has_every_target_that_is_named() -> None:
     for document in DOCUMENTS:
         named = set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", _code_of(document)))
         assert named <= targets, f"{document} names make {named - targets}"
+
+
+@pytest.mark.parametrize(
+    ("target", "block"),
+    [("service-files", "install-service"), ("uninstall-service", "uninstall-service")],
+)
+def test_the_makefile_installs_as_the_readme_says(target: str, block: str) -> None:
+    """`make` runs the README's commands for the service, in their order and no other."""
+    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", text("README.md"), re.DOTALL)
+    assert found
+    words = ["make", "--dry-run", "--old-file=as-root", target]
+    told = subprocess.run(words, cwd=CHECKOUT, check=True, capture_output=True, text=True)
+    assert told.stdout == found[1]
 
 
 # -- the configuration ----------------------------------------------------------------------
