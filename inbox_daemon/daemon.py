@@ -18,7 +18,7 @@ from pathlib import Path
 
 import sdnotify
 
-from inbox_daemon import __version__, documents, publish, retention
+from inbox_daemon import __version__, documents, memory, publish, retention
 from inbox_daemon.admission import Admission
 from inbox_daemon.config import Config
 from inbox_daemon.control import Controller, load_paused
@@ -324,6 +324,7 @@ def serve(config: Config) -> None:
     Raises OperatorError: spool, ledger or configuration stand in the way.
     """
     os.umask(0o027)
+    memory.share_one_arena()
     # A lease that is broken while we ask for it announces itself by SIGIO, whose
     # default is death.
     signal.signal(signal.SIGIO, signal.SIG_IGN)

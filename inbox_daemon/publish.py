@@ -29,7 +29,7 @@ log = logging.getLogger("inbox_daemon.publish")
 
 ERRORS = "errors.jsonl"
 RETRY = "retry.jsonl"
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 18
 _STATUS = {
     None: BatchStatus.COMPLETED,
     DeadReason.CANCELLED: BatchStatus.CANCELLED,

@@ -135,7 +135,7 @@ def test_a_pure_module_builds_on_pure_ones(module: str) -> None:
         ("sdnotify", {"daemon.py"}),
         ("rich", {"display.py"}),
         ("typer", {"cli.py", "cli_common.py", "cli_dead.py"}),
-        ("ctypes", {"durable.py", "engine/launch.py"}),
+        ("ctypes", {"durable.py", "engine/launch.py", "memory.py"}),
         ("fcntl", {"durable.py"}),
         ("prometheus_client", {"engine/metrics.py"}),
     ],
