@@ -132,12 +132,13 @@ class EndpointConfig(_Section):
 
     url: str = ""
 
-    @model_validator(mode="after")
-    def _check_url(self) -> Self:
-        if self.url and not re.match(r"(unix:/|https?://[^/])", self.url):
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if url and not re.match(r"(unix:/|https?://[^/])", url):
             msg = "must be unix:/absolute/path, http://host:port or https://host:port"
             raise ValueError(msg)
-        return self
+        return url
 
 
 class RunConfig(_Section):

@@ -3,7 +3,7 @@
 Purpose: read `NAME.ACTION` or `ALL.ACTION` and carry it out.
 Invariants: a control file passes the same gate as a job; an order is on the disk
 before its file is taken away, so a crash repeats it and never loses it; each order may
-be given twice.
+be given twice, and one whose effect is there already is done, not refused.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from inbox_daemon.gate import Wait
 from inbox_daemon.jobqueue import ALL, JobQueue
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import ControlOptions, Fault
-from inbox_daemon.records import DeadReason
+from inbox_daemon.records import DeadReason, JobRecord
 from inbox_daemon.redrive import Redriver
 from inbox_daemon.runner import Runner
 from inbox_daemon.spool import Spool
@@ -103,13 +103,24 @@ class Controller:
         jobs = [e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}]
         for job in jobs:
             await self.runner.end_job(job.id, DeadReason.CANCELLED)
-        return None if jobs or name == ALL else _unknown(name)
+        if jobs or name == ALL:
+            return None
+        last = await asyncio.to_thread(self._last, name)
+        done = last is not None and last.ending is DeadReason.CANCELLED
+        return None if done else _unknown(name)
+
+    def _last(self, name: str) -> JobRecord | None:
+        """The newest job of that name, whatever became of it."""
+        named = [record for record in self.ledger.jobs() if record.name == name]
+        return max(named, key=lambda record: record.id, default=None)
 
     async def _pause(self, name: str, *, paused: bool) -> Fault | None:
         """Change what is paused; ALL is a switch of its own beside single jobs."""
         target = ALL if name == ALL else getattr(self.queue.named(name), "id", None)
         if target is None:
-            return _unknown(name)
+            last = await asyncio.to_thread(self._last, name)
+            done = last is not None and (last.id in self.queue.paused) is paused
+            return None if done else _unknown(name)
         active = set(self.queue.entries) | {ALL}
         chosen = self.queue.paused & active
         chosen = chosen | {target} if paused else chosen - {target}
@@ -121,6 +132,8 @@ class Controller:
     async def _redrive(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
         groups = await asyncio.to_thread(self.redriver.groups, command.job, command.reason)
         if not groups:
+            if await asyncio.to_thread(self.redriver.redrove, command.job):
+                return None
             message = f"there are no dead letters of {command.job} to run again"
             return Fault(code="no_dead_letters", message=message)
         for job_id in groups:  # one at a time: each counts against the queue's limits

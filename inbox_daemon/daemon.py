@@ -235,7 +235,15 @@ class Daemon:
                 self.intake.wake()
                 self._on_change()
             self.reporter.disk = free
+            await self._read_quarantine()
             await asyncio.sleep(DISK_TICK_S)
+
+    async def _read_quarantine(self) -> None:
+        """Know within seconds what was set aside, and what somebody has cleared away."""
+        found = await asyncio.to_thread(self.spool.quarantined)
+        if found != self.reporter.quarantined:
+            self.reporter.quarantined = found
+            self.changed.set()
 
     async def _retain(self) -> None:
         while True:
@@ -246,7 +254,6 @@ class Daemon:
             except OSError as error:  # a folder that is being fetched away; the next time then
                 log.warning("retention_failed", extra={"reason": str(error)})
             self.reporter.dead_letters = await asyncio.to_thread(self.ledger.dead_count)
-            self.reporter.quarantined = await asyncio.to_thread(self.spool.quarantined)
             await asyncio.sleep(RETENTION_TICK_S)
 
     async def _report(self) -> None:

@@ -17,7 +17,7 @@ from inbox_daemon.model import (
     RecentJob,
     RequestCounts,
 )
-from inbox_daemon.records import JobRecord, Progress
+from inbox_daemon.records import DeadReason, JobRecord, Progress
 from inbox_daemon.states import BatchStatus, JobState
 
 
@@ -42,6 +42,7 @@ def job_status(record: JobRecord, *, errors: bool, retry: bool) -> JobStatus:
         retry_file="retry.jsonl" if retry else None,
         completed_at=ended if record.status is BatchStatus.COMPLETED else None,
         expired_at=ended if record.status is BatchStatus.EXPIRED else None,
+        cancelling_at=_cancelling_at(record),
         cancelled_at=ended if record.status is BatchStatus.CANCELLED else None,
         usage=record.usage,
         energy_j=record.energy_j,
@@ -66,6 +67,7 @@ def active_status(record: JobRecord, progress: Progress, state: JobState) -> Job
         ),
         energy_j=progress.energy_j,
         energy_j_per_1000_output_tokens=per_1000(progress.energy_j, progress.output_tokens),
+        cancelling_at=_cancelling_at(record),
         message=words if running else "the job was accepted and waits for its turn",
     )
 
@@ -90,6 +92,10 @@ def redelivered_status(record: JobRecord, now: float) -> JobStatus:
             "message": words,
         }
     )
+
+
+def _cancelling_at(record: JobRecord) -> int | None:
+    return _at(record.ending_at) if record.ending is DeadReason.CANCELLED else None
 
 
 def _batch(
@@ -196,6 +202,18 @@ def recent_finished(record: JobRecord) -> RecentJob:
         completed=record.completed,
         failed=record.failed,
         message=_closing_words(record, retry=False),
+    )
+
+
+def recent_damaged(record: JobRecord, why: str, now: float) -> RecentJob:
+    """A job that was set aside because its files lost data, at `now` in seconds since 1970."""
+    return RecentJob(
+        id=record.id,
+        name=record.name,
+        status="quarantined",
+        at=int(now),
+        requests=record.requests,
+        message=f"{why}; what is left of the job lies in quarantine/{record.id}",
     )
 
 

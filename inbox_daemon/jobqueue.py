@@ -99,5 +99,5 @@ class JobQueue:
         self.recent.append(job)
         if job.status == "rejected":
             self.last_rejected = job
-        elif job.status != "redelivered":
+        elif job.status not in {"redelivered", "quarantined"}:
             self.last_finished = job

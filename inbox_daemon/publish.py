@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from inbox_daemon import documents, durable
-from inbox_daemon.errors import LedgerError
+from inbox_daemon.errors import DamagedJobError, LedgerError
 from inbox_daemon.jobinput import JobInput
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import Usage
@@ -41,7 +41,8 @@ def publish(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
     """Publish a job whose requests all have their outcome; blocks, use a thread.
 
     Returns the finished record.  Repeating it after a crash goes on where that was.
-    Raises LedgerError: a request lacks its outcome, which is a bug; OSError.
+    Raises LedgerError: a request lacks its outcome, which is a bug; DamagedJobError: its
+    files lost data since; OSError.
     """
     shown = spool.published_as(record.id, record.name)
     if shown is None and record.outbox is None:
@@ -157,6 +158,9 @@ def _copy_lines(record: JobRecord, spool: Spool, ledger: Ledger, files: _Writer)
 
 def _copy_line(entry: Entry, results: int, source: JobInput, ordinal: int, files: _Writer) -> None:
     output = os.pread(results, entry.length, entry.offset)
+    if len(output) != entry.length or not (output[:1] == b"{" and output[-2:] == b"}\n"):
+        msg = f"results.part lost the outcome of line {source.line_of(ordinal)}"
+        raise DamagedJobError("journal_short", msg)
     if entry.outcome is Outcome.RESULT:
         files.add(OUTPUT, output)
         return

@@ -63,6 +63,7 @@ class JobRecord(Record):
     max_attempts: int | None = None
     redrive_of: str | None = None
     ending: DeadReason | None = None
+    ending_at: float | None = None
     metadata: dict[str, str] | None = None
     in_progress_at: float | None = None
     finalizing_at: float | None = None

@@ -7,6 +7,7 @@ goes to quarantine/ and is named in the log.
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from inbox_daemon.errors import DamagedJobError
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.model import Reason
+from inbox_daemon.model import Reason, RecentJob
 from inbox_daemon.records import JobRecord
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger("inbox_daemon.recovery")
 
+# What opening a job raises when its files lost something.
+DAMAGE = (DamagedJobError, KeyError, FileNotFoundError)
 _RECENT = 20
 
 
@@ -70,13 +73,23 @@ def _reopen(record: JobRecord, spool: Spool, ledger: Ledger, queue: JobQueue) ->
     """Go on with a running job; one whose files are damaged is set aside, not the rest."""
     try:
         run = JobRun(record, spool, ledger)
-    except (DamagedJobError, KeyError) as error:
-        log.exception("job_damaged", extra={"job": record.name, "reason": str(error)})
-        _quarantine(spool.running / record.id, spool)
+    except DAMAGE as error:
+        queue.note(set_aside(record, spool, error))
         return
     queue.add(record, run)
     fields = {"job": record.name, "ended": run.progress.ended, "requests": run.total}
     log.info("job_recovered", extra=fields)
+
+
+def set_aside(record: JobRecord, spool: Spool, error: Exception) -> RecentJob:
+    """Keep a running job whose files are damaged in quarantine/; return what to tell of it.
+
+    Its record is left to whoever calls.
+    """
+    log.error("job_damaged", extra={"job": record.name, "reason": str(error)}, exc_info=error)
+    if not durable.remove_empty_dir(spool.running / record.id):
+        _quarantine(spool.running / record.id, spool)
+    return documents.recent_damaged(record, str(error), time.time())
 
 
 def _recover_queued(job_id: str, spool: Spool, ledger: Ledger, queue: JobQueue) -> None:

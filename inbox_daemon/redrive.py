@@ -35,6 +35,13 @@ class Redriver:
         """The ids of the jobs that have letters to run again."""
         return list(dict.fromkeys(letter.job_id for letter in self._chosen(job, reason)))
 
+    def redrove(self, job: str) -> bool:
+        """Say whether letters of that job, or of any, were made a new job before."""
+        records = self.ledger.jobs()
+        origins = {record.redrive_of for record in records} - {None}
+        named = {record.id for record in records if job in {ALL, record.name, record.id}}
+        return bool(origins & (named | {job})) or (job == ALL and bool(origins))
+
     def redrive(self, job_id: str, reason: DeadReason | None) -> Answer:
         """Make one new job of one job's dead letters and admit or refuse it."""
         new_id, name = str(ULID()), ""

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ulid import ULID
+
 from inbox_daemon.config import Config, RetentionConfig
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.records import JobRecord
@@ -69,18 +71,28 @@ def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
 def _retain_letters(
     rules: RetentionConfig, ledger: Ledger, jobs: dict[str, JobRecord], now: float
 ) -> int:
-    """Remove old letters; their age is that of their job's end."""
+    """Remove old letters; their age is that of their job's end.
+
+    Where the job's record is gone, as of one whose files vanished, it is that of its id.
+    """
     busy = ledger.being_redriven()
     letters = [
-        Kept((job_id, line), jobs[job_id].finished_at or now, size)
+        Kept((job_id, line), at, size)
         for job_id, line, size in ledger.dead_sizes()
-        if job_id in jobs and jobs[job_id].finished_at and (job_id, line) not in busy
+        if (at := _ended_at(job_id, jobs)) is not None and (job_id, line) not in busy
     ]
     gone = surplus(letters, now, rules.dead_letter_days, rules.dead_letter_max_bytes)
     if gone:
         ledger.purge(gone)
         log.info("dead_letters_removed", extra={"count": len(gone)})
     return len(gone)
+
+
+def _ended_at(job_id: str, jobs: dict[str, JobRecord]) -> float | None:
+    """When a job was finished, in seconds since 1970; None while it is active."""
+    if job_id in jobs:
+        return jobs[job_id].finished_at
+    return ULID.from_str(job_id).timestamp
 
 
 def _retain_records(

@@ -14,12 +14,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from inbox_daemon import wire
+from inbox_daemon import recovery, wire
 from inbox_daemon.attempts import Attempts, Target
 from inbox_daemon.collecting import Collector
 from inbox_daemon.committing import HUNT, Committer
 from inbox_daemon.config import Config
 from inbox_daemon.engine.base import Engine, EngineState
+from inbox_daemon.errors import DamagedJobError
 from inbox_daemon.governor import Governor
 from inbox_daemon.hunt import Hunt
 from inbox_daemon.jobqueue import JobQueue
@@ -27,6 +28,7 @@ from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.linefaults import LineFaultError
 from inbox_daemon.records import DeadReason, JobRecord
+from inbox_daemon.recovery import DAMAGE
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger("inbox_daemon.runner")
@@ -260,13 +262,25 @@ class Runner:
         self._in_the_background(self._start_job(record))
 
     async def _start_job(self, record: JobRecord) -> None:
-        await asyncio.to_thread(self._spool.start, record.id)
-        await self._update(record.id, in_progress_at=time.time())
-        run = await asyncio.to_thread(JobRun, record, self._spool, self._ledger)
+        try:
+            await asyncio.to_thread(self._spool.start, record.id)
+            await self._update(record.id, in_progress_at=time.time())
+            run = await asyncio.to_thread(JobRun, record, self._spool, self._ledger)
+        except DAMAGE as error:
+            await self._set_aside(record, error)
+            return
+        finally:
+            self._starting = False
         entry = self._queue.entries[record.id]
         run.record, entry.run = entry.record, run
-        self._starting = False
         log.info("job_started", extra={"job": record.name, "requests": record.requests})
+
+    async def _set_aside(self, record: JobRecord, error: Exception) -> None:
+        """Give up a job whose files are damaged; the others are not concerned."""
+        note = await asyncio.to_thread(recovery.set_aside, record, self._spool, error)
+        await asyncio.to_thread(self._ledger.forget, record.id)
+        self._queue.remove(record.id)
+        self._queue.note(note)
 
     async def _update(self, job_id: str, **changes: object) -> None:
         """Change an active job's record, on the disk first; one that is over is left alone."""
@@ -283,7 +297,9 @@ class Runner:
 
         Raises LedgerError: it is not on the disk, the daemon must end.
         """
-        await self._update(job_id, ending=reason)
+        entry = self._queue.entries.get(job_id)
+        if entry is None or entry.record.ending is None:  # the first order is the one that counts
+            await self._update(job_id, ending=reason, ending_at=time.time())
         log.info("job_ending", extra={"id": job_id, "reason": reason.value})
         self._ending.discard(job_id)
         self.wake()
@@ -334,5 +350,9 @@ class Runner:
 
     async def _publish_one(self, run: JobRun) -> None:
         async with self._records:
-            await self._publish(run)
+            try:
+                await self._publish(run)
+            except DamagedJobError as error:
+                run.close()
+                await self._set_aside(run.record, error)
         self._publishing.discard(run.record.id)

@@ -83,11 +83,7 @@ def test_unknown_variable_is_refused_with_the_nearest(tmp_path: Path) -> None:
         ("[limits]\nmax_queue_depth = 0", "limits.max_queue_depth"),
         ('[intake]\non_full = "wait"', "intake.on_full"),
         ("[run]\nchunk_min = 9000", "chunk_min"),
-        pytest.param(
-            '[endpoint]\nurl = "localhost:8000"',
-            "endpoint.url",
-            marks=pytest.mark.xfail(strict=True, reason="the section is named, not the key"),
-        ),
+        ('[endpoint]\nurl = "localhost:8000"', "endpoint.url"),
     ],
 )
 def test_value_out_of_bounds_is_named(tmp_path: Path, text: str, words: str) -> None:

@@ -122,6 +122,40 @@ async def test_a_cancel_ends_a_job_or_all(desk: Desk) -> None:
     assert bench.codes("a") == {"a": "cancelled"}
 
 
+@pytest.mark.parametrize("order", [Order.CANCEL, Order.RESUME])
+async def test_an_order_that_a_crash_repeats_is_done(desk: Desk, order: Order) -> None:
+    """When its job is over by then, an order whose effect is there is no error."""
+    bench = desk.bench
+    bench.add(line("a"), name="a")
+    bench.governor.fixed = 0
+    async with bench.running():
+        assert await desk.obey("a", order) is None
+        bench.governor.fixed = 1
+        bench.runner.wake()
+        await bench.until(lambda: not bench.queue.entries)
+    assert await desk.obey("a", order) is None
+
+
+async def test_a_pause_that_a_crash_repeats_is_done(desk: Desk) -> None:
+    """What was in flight may have ended the job meanwhile."""
+    bench = desk.bench
+    bench.add(line("a", "wait"), name="a")
+    async with bench.running():
+        await bench.until(lambda: "a" in bench.engine.flying)
+        assert await desk.obey("a", Order.PAUSE) is None
+        bench.engine.released.set()
+        await bench.until(lambda: not bench.queue.entries)
+    assert await desk.obey("a", Order.PAUSE) is None
+
+
+async def test_an_order_that_comes_too_late_is_refused(desk: Desk) -> None:
+    """A job that was answered cannot be cancelled or paused any more."""
+    desk.bench.add(line("a"), name="a")
+    await desk.bench.finish()
+    assert await desk.obey("a", Order.CANCEL) == "unknown_job"
+    assert await desk.obey("a", Order.PAUSE) == "unknown_job"
+
+
 async def test_a_pause_outlives_the_daemon(desk: Desk) -> None:
     """It is on the disk before the order's file goes, and only a resume ends it."""
     bench = desk.bench
@@ -181,7 +215,19 @@ async def test_a_letter_is_not_run_twice_at_once(desk: Desk) -> None:
     """While a redrive is active its letters are not offered again."""
     await failed(desk)
     assert await desk.obey("ALL", Order.REDRIVE) is None
-    assert await desk.obey("job", Order.REDRIVE) == "no_dead_letters"
+    assert await desk.obey("job", Order.REDRIVE) is None
+    assert await desk.obey("ALL", Order.REDRIVE) is None
+    assert len(desk.answers) == 1
+
+
+async def test_a_redrive_that_a_crash_repeats_is_done(desk: Desk) -> None:
+    """Also when the new job is over by then: the order was carried out."""
+    await failed(desk)
+    await desk.obey("job", Order.REDRIVE)
+    await desk.bench.finish()
+    assert await desk.obey("job", Order.REDRIVE) is None
+    assert len(desk.answers) == 1
+    assert await desk.obey("other", Order.REDRIVE) == "no_dead_letters"
 
 
 async def test_a_redrive_may_be_of_one_reason(desk: Desk) -> None:

@@ -103,6 +103,15 @@ def test_energy_of_a_running_job_is_that_of_its_checkpoint() -> None:
     assert (shown.energy_j, shown.energy_j_per_1000_output_tokens) == (20.0, 40.0)
 
 
+def test_a_cancelled_job_tells_when_that_was_asked_for() -> None:
+    """OpenAI's Batch has the time of the order beside that of the end; one that expired none."""
+    cancelled = {"status": BatchStatus.CANCELLED, "ending": DeadReason.CANCELLED, "ending_at": 9.5}
+    found = finished(**cancelled)
+    assert (found["cancelling_at"], found["cancelled_at"]) == (9, 5000)
+    expired = finished(status=BatchStatus.EXPIRED, ending=DeadReason.EXPIRED, ending_at=9.5)
+    assert (expired["cancelling_at"], expired["expired_at"]) == (None, 5000)
+
+
 def test_a_job_echoes_what_its_sender_asked_for() -> None:
     """Metadata, priority, expiry and origin come back in the status."""
     found = finished(

@@ -1,8 +1,11 @@
 """What becomes of requests that fail: dead letters, retries, and the words about them."""
 
+import shutil
+
 import pytest
 
 from conftest import MakeDaemon
+from harness import inbox_daemon
 from harness_jobs import chats, check_outputs
 
 MAX_ATTEMPTS = 3
@@ -106,6 +109,25 @@ def test_refused_request_that_is_the_last_one_ends_the_job(start_daemon: MakeDae
     daemon.drop("filtered", lines)
     outputs = check_outputs(lines, daemon.wait_outcome("filtered", patience_s=15))
     assert list(outputs.errors) == ["r1"]
+
+
+def test_job_whose_file_lost_lines_is_set_aside(start_daemon: MakeDaemon) -> None:
+    """The daemon goes on with the others, and the health names it within seconds."""
+    daemon = start_daemon()
+    inbox_daemon("pause", "--config", daemon.config)
+    for name in ("bad", "good"):
+        daemon.drop(name, chats(3))
+    daemon.wait_active("good")
+    damaged = daemon.wait_active("bad")["id"]
+    (daemon.spool / "queued" / f"{damaged}.jsonl").write_bytes(chats(1)[0])
+    inbox_daemon("resume", "--config", daemon.config)
+    assert len(daemon.check_results("good", chats(3)).results) == 3
+    status = daemon.wait_status(lambda s: s["quarantined"], "the damaged job", patience_s=10)
+    assert (status["quarantined"], status["status"]) == ([damaged], "degraded")
+    assert [j["status"] for j in status["recent"] if j["name"] == "bad"] == ["quarantined"]
+    assert [event["job"] for event in daemon.events("job_damaged")] == ["bad"]
+    shutil.rmtree(daemon.spool / "quarantine" / damaged)
+    daemon.wait_status(lambda s: not s["quarantined"], "an empty quarantine", patience_s=10)
 
 
 def test_many_kinds_of_failure_end_each_in_its_place(start_daemon: MakeDaemon) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from builders import config, request
 from inbox_daemon import letters, wire
 from inbox_daemon import publish as publishing
-from inbox_daemon.errors import LedgerError
+from inbox_daemon.errors import DamagedJobError, LedgerError
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.letters import Grave
 from inbox_daemon.model import Fault, Usage
@@ -75,6 +75,20 @@ def press(tmp_path: Path) -> Iterator[Press]:
     press = Press(tmp_path / "spool", LENIENT)
     yield press
     press.close()
+
+
+@pytest.mark.parametrize("file", ["input.jsonl", "results.part"])
+def test_a_file_that_lost_data_is_damage(press: Press, file: str) -> None:
+    """What the disk has lost since the start is noticed before a folder is shown."""
+    run = press.accept(request("a"), request("b"))
+    press.answer(run, 0)
+    press.answer(run, 1)
+    press.commit(run)
+    path = press.spool.running / run.record.id / file
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DamagedJobError):
+        publishing.publish(run.record, press.spool, press.ledger)
+    assert not list(press.spool.outbox.iterdir())
 
 
 def read(press: Press, file: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulid import ULID
 
 from builders import JOB_ID, config, dead_letter, job_record, request
 from inbox_daemon.records import Checkpoint, Progress
@@ -172,6 +173,17 @@ def test_old_dead_letters_go_unless_they_are_being_redriven(daemon: Miniature) -
     daemon.ledger.accept(again, [], [(1, dead_letter(2, ids["old"]))])
     assert keep(daemon, NOW, dead_letter_days=5) == 1
     assert lettered(daemon) == [(ids["old"], 2), (ids["new"], 1), (ids["new"], 2)]
+
+
+def test_letters_of_a_job_that_vanished_go_too(daemon: Miniature) -> None:
+    """Without its record a job's age is that of its id, and nothing is exempt for ever."""
+    old, new = (str(ULID.from_timestamp(at)) for at in (NOW - 10 * DAY, NOW))
+    for job_id in (old, new):
+        letter = dead_letter(1, job_id, last_at=NOW)
+        daemon.ledger.checkpoint([Checkpoint(job_id, Progress(), dead=[letter])])
+        daemon.ledger.forget(job_id)
+    assert keep(daemon, NOW, dead_letter_days=5) == 1
+    assert lettered(daemon) == [(new, 1)]
 
 
 def test_letters_above_the_bytes_allowed_go(daemon: Miniature) -> None:

@@ -547,6 +547,45 @@ async def test_an_engine_that_nobody_survives_is_doubted(make: Make) -> None:
     assert len(list(bench.ledger.dead_letters())) < 12
 
 
+# -- damage -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone"])
+async def test_a_queued_job_that_is_damaged_is_set_aside(make: Make, damage: str) -> None:
+    """The others go on, its name is free, and the health says what became of it."""
+    bench = make()
+    bad = bench.add(*map(line, ids(3)), name="bad", number=1)
+    bench.add(line("a"), name="good", number=2)
+    path = bench.spool.queued / f"{bad}.jsonl"
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(line("r0"))
+    await bench.finish()
+    assert bench.published == ["good"]
+    kept = [bad] if damage == "shorter" else []
+    assert [path.name for path in bench.spool.quarantine.iterdir()] == kept
+    assert list(bench.spool.running.iterdir()) == []
+    assert [record.name for record in bench.ledger.jobs()] == ["good"]
+    assert [(note.name, note.status) for note in bench.queue.recent] == [("bad", "quarantined")]
+
+
+async def test_a_running_job_that_is_damaged_is_set_aside(make: Make) -> None:
+    """What the disk lost while the job ran ends that job only."""
+    bench = make()
+    bad = bench.add(line("a", "wait"), line("b"), name="bad", number=1)
+    async with bench.running():
+        await bench.until(lambda: "a" in bench.engine.flying)
+        await bench.until(lambda: bench.ledger.progress(bad).completed == 1)
+        bench.spool.results_path(bad).write_bytes(b"")
+        bench.engine.released.set()
+        await bench.until(lambda: not bench.queue.entries)
+        bench.add(line("c"), name="good", number=2)
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.published == ["good"]
+    assert [path.name for path in bench.spool.quarantine.iterdir()] == [bad]
+
+
 # -- drain --------------------------------------------------------------------------
 
 

@@ -43,7 +43,8 @@ Upgrade = Callable[[lmdb.Transaction, dict[str, Any]], None]
 
 
 def _with_energy(_txn: lmdb.Transaction, _db: dict[str, Any]) -> None:
-    """From 1 to 2: jobs and progress have an energy, unknown for those that lack it."""
+    """From 1 to 2: jobs and progress have an energy, and jobs the time at which they were
+    ended early; both are unknown for those that lack them."""
 
 
 # How a ledger of version n becomes one of version n + 1, by n.  A change of a record's
