@@ -29,6 +29,7 @@ log = logging.getLogger("inbox_daemon.runner")
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 60.0
 REFUSED_PAUSE_S = 30.0
+_FORBIDDEN = 403
 # Under so many requests in a row may an engine die; beyond, it is doubted.
 TRUSTED_POISON = 3
 DOUBT_BASE_S = 10.0
@@ -48,6 +49,8 @@ class Collector:
         self._refused: dict[Suspect, tuple[float, int]] = {}
         self._refusals_in_a_row = 0
         self._served_at = 0.0
+        # The status of a refusal of which nobody knows yet whether it means us or the request.
+        self.in_doubt: int | None = None
         self.suspects: list[Suspect] = []
         self.hold_until = 0.0
         self.problem: str | None = None
@@ -67,6 +70,8 @@ class Collector:
                 self.suspects.append(_suspect(flight))
             return
         self._survived(_suspect(flight))
+        if self._refused and verdict.action is not Action.HOLD:
+            self._refused.pop(_suspect(flight), None)
         if verdict.action is Action.HOLD:
             self._hold(flight, verdict)
         elif verdict.action is Action.RESULT and arrival.reply is not None:
@@ -109,16 +114,20 @@ class Collector:
 
         Nothing more is sent for a while.  If requests that are sent afterwards are
         answered, it is the request that is refused, as by a gateway's filter, and after
-        its attempts it is buried; until then nobody is charged.
+        its attempts it is buried; until then nobody is charged.  Where nothing else is left
+        to be sent, the runner asks the server, and `vouch` takes the answer.
         """
         now, suspect = time.monotonic(), _suspect(flight)
         first, count = self._refused.get(suspect, (now, 0))
         limit = flight.run.record.max_attempts or self._config.run.max_attempts
         if count + 1 >= limit and self._served_at > first:
             self._refused.pop(suspect, None)
+            if not self._refused:
+                self.problem, self._refusals_in_a_row = None, 0
             self._bury_tried(flight, verdict)
             return
         self._refused[suspect] = first, count + 1
+        self.in_doubt = verdict.http_status
         if now >= self.hold_until:  # else it is one of the same wave
             self._pause(now)
         # Others go first, or a window full of refused ones would be all that is ever sent.
@@ -129,6 +138,19 @@ class Collector:
             "give the daemon access to it"
         )
         log.warning("engine_refuses", extra={"status": verdict.http_status, "code": verdict.code})
+
+    def only_refused(self, runs: list[JobRun]) -> bool:
+        """Say whether nothing is left to be sent but what was refused."""
+        return sum(run.left for run in runs) == len(self._refused)
+
+    def vouch(self, status: int) -> None:
+        """Take note that the server accepts us, after a refusal with that status.
+
+        Some list their models to everybody.  So of one that does not know us (401, 407)
+        it takes a request that was answered before as well.
+        """
+        if status == _FORBIDDEN or self._served_at:
+            self._served_at = time.monotonic()
 
     def _pause(self, now: float) -> None:
         self.hold_until = now + min(REFUSED_PAUSE_S, 2.0**self._refusals_in_a_row)

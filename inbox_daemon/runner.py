@@ -98,6 +98,7 @@ class Runner:
         while not self._drained():
             self.turned_at = time.monotonic()
             self._collect()
+            self._clear_doubt()
             self._end_jobs()
             self._admit()
             self._commit()
@@ -156,6 +157,16 @@ class Runner:
             self.collector.take(arrival)
         if self.collector.suspects and not len(self._attempts):
             self.collector.engine_died()
+
+    def _clear_doubt(self) -> None:
+        """Ask whether the server means us, if no other request is left that would show it."""
+        status, self.collector.in_doubt = self.collector.in_doubt, None
+        if status is not None and self.collector.only_refused(self._queue.runs()):
+            self._in_the_background(self._ask(status))
+
+    async def _ask(self, status: int) -> None:
+        if await self._engine.accepts_us():
+            self.collector.vouch(status)
 
     # -- admit ----------------------------------------------------------------------
 

@@ -120,6 +120,10 @@ class Answers:
         """Live."""
         return False
 
+    async def accepts_us(self) -> bool:
+        """It does."""
+        return True
+
     async def restart(self, reason: str) -> None:
         """Be as before."""
 

@@ -57,6 +57,8 @@ class ScriptedEngine:
         self.released = asyncio.Event()
         self.most = 0
         self.starts = 1
+        self.accepting = False
+        self.refusing: int | None = None
         self.rng: Random | None = None
 
     async def run(self) -> None:
@@ -81,7 +83,8 @@ class ScriptedEngine:
         self.most = max(self.most, len(self.flying))
         try:
             await self._think()
-            self._act(steps[number] if number < len(steps) else 200, parsed, answer)
+            scripted = steps[number] if number < len(steps) else 200
+            self._act(self.refusing or scripted, parsed, answer)
             return await answer
         finally:
             self.flying.pop(name, None)
@@ -147,6 +150,11 @@ class ScriptedEngine:
         """Say whether the engine of that generation is gone."""
         await asyncio.sleep(0)
         return generation != self.info.generation
+
+    async def accepts_us(self) -> bool:
+        """Say what the test has set."""
+        await asyncio.sleep(0)
+        return self.accepting
 
     async def restart(self, reason: str) -> None:
         """Die at the supervisor's wish."""

@@ -101,13 +101,12 @@ def test_refusal_of_one_request_does_not_stall_the_rest(start_daemon: MakeDaemon
     assert outputs.errors["r1"]["response"]["status_code"] == 403
 
 
-@pytest.mark.xfail(strict=True, reason="it is held for ever, as nothing is left to be answered")
 def test_refused_request_that_is_the_last_one_ends_the_job(start_daemon: MakeDaemon) -> None:
     """A 403 for one request is its own failure also where no other is left to be answered."""
     daemon = start_daemon()
     lines = chats(3, {1: "[[403]]"})
     daemon.drop("filtered", lines)
-    outputs = check_outputs(lines, daemon.wait_outcome("filtered", patience_s=15))
+    outputs = check_outputs(lines, daemon.wait_outcome("filtered"))
     assert list(outputs.errors) == ["r1"]
 
 

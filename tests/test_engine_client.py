@@ -57,6 +57,13 @@ async def test_an_answer_that_does_not_come_is_a_timeout(client: Client) -> None
     assert fault == Fault(FaultKind.TIMEOUT, "no answer within 0.05 s")
 
 
+async def test_a_server_that_lists_its_models_accepts_us(client: Client) -> None:
+    """One that does not answer, or not on that path, does not."""
+    assert await client.accepts_us()
+    await ask(client, "[[kill]]")
+    assert not await client.accepts_us()
+
+
 async def test_an_answer_over_the_cap_is_a_fault(client: Client) -> None:
     """An answer larger than the cap is given up instead of held in memory."""
     fault = await ask(client, "[[big=200000]]")

@@ -286,6 +286,10 @@ class Answering:
         """It lives."""
         return False
 
+    async def accepts_us(self) -> bool:
+        """It does."""
+        return True
+
     async def restart(self, reason: str) -> None:
         """It needs no restart."""
 

@@ -146,18 +146,6 @@ def test_a_newer_ledger_is_left_to_its_release(folder: Path, reopen: Open, marke
     assert code_of(folder) == "ledger_version"
 
 
-def test_an_older_ledger_is_brought_up_to_date(folder: Path, reopen: Open) -> None:
-    """What the first version wrote is read by this one, which notes that it has been there."""
-    ledger = reopen()
-    ledger.accept(job_record(), [])
-    ledger.put_state("version", b"1")
-    ledger.close()
-    assert code_of(folder, readonly=True) == "ledger_version"
-    ledger = reopen()
-    assert ledger.get_state("version") == b"%d" % LEDGER_VERSION
-    assert ledger.job(JOB_ID) == job_record()
-
-
 def test_a_reader_makes_nothing(folder: Path) -> None:
     """Reading a ledger that was never made is refused and leaves the folder as it was."""
     assert code_of(folder, readonly=True) == "ledger_missing"

@@ -117,6 +117,9 @@ class Engine(Protocol):
         Takes a few seconds at most; concurrent calls share one probe.
         """
 
+    async def accepts_us(self) -> bool:
+        """Say whether the server answers a question that is no request, such as for its models."""
+
     async def restart(self, reason: str) -> None:
         """Kill the engine, as after a hang: it counts as a death."""
 

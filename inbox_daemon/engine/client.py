@@ -117,6 +117,11 @@ class Client:
             next((length for length in lengths if isinstance(length, int)), None),
         )
 
+    async def accepts_us(self) -> bool:
+        """Say whether the server gives us its list of models, or refuses us altogether."""
+        answer = await self._get("/v1/models")
+        return answer is not None and answer[0] == _OK
+
     async def version(self) -> str | None:
         """Ask for the server's version; None when it has none to tell."""
         version = (await self._get_json("/version")).get("version")

@@ -89,6 +89,10 @@ class Supervisor:
                 self._end(life, reason)
         return not self._is_ready(generation)
 
+    async def accepts_us(self) -> bool:
+        """Ask the engine for its models; no where it does not run."""
+        return self._life is not None and await self._life.client.accepts_us()
+
     async def restart(self, reason: str) -> None:
         """Declare the engine dead and kill it; it is started again as after a death."""
         if self._life:

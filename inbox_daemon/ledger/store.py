@@ -43,8 +43,7 @@ Upgrade = Callable[[lmdb.Transaction, dict[str, Any]], None]
 
 
 def _with_energy(_txn: lmdb.Transaction, _db: dict[str, Any]) -> None:
-    """From 1 to 2: jobs and progress have an energy, and jobs the time at which they were
-    ended early; both are unknown for those that lack them."""
+    """From 1 to 2: jobs have an energy and the time of an early end, unknown where they lack it."""
 
 
 # How a ledger of version n becomes one of version n + 1, by n.  A change of a record's

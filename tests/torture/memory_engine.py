@@ -115,6 +115,10 @@ class MemoryEngine:
         await asyncio.sleep(0)
         return generation != self._info.generation
 
+    async def accepts_us(self) -> bool:
+        """It does."""
+        return True
+
     async def restart(self, reason: str) -> None:
         """Die."""
         self.die()
