@@ -25,8 +25,9 @@ import orjson
 from bench.models import Model
 from bench.processes import CHECKOUT, Json, bound_to_us, environment
 
-# What run-batch says when its engine is up and it begins with the file.
-_READING = "Reading batch from"
+# What run-batch says when its engine is up and it begins with the file; vLLM 0.26, run as
+# a module, shows no more than its bar.
+_READING = "Reading batch from", "Running batch:"
 _LOOK_S = 0.02
 _PATIENCE_S = 1800.0
 _END_S = 60.0
@@ -45,9 +46,10 @@ class Watched:
         for line in stream:
             self.lines.append((time.perf_counter(), line.rstrip()))
 
-    def said(self, words: str) -> float | None:
-        """When it first said something."""
-        return next((at for at, line in list(self.lines) if words in line), None)
+    def said(self, *words: str) -> float | None:
+        """When it first said one of some things."""
+        lines = list(self.lines)
+        return next((at for at, line in lines if any(each in line for each in words)), None)
 
     @property
     def end(self) -> str:
@@ -117,7 +119,7 @@ def run_batch(model: Model, path: Path, output: Path) -> tuple[float, Json]:
         ended = time.perf_counter()
         with contextlib.suppress(subprocess.TimeoutExpired):
             run.process.wait(_END_S)
-        reading = run.said(_READING)
+        reading = run.said(*_READING)
     if reading is None or _lines(output) < wanted:
         msg = f"run-batch ended with status {run.process.returncode}:\n{run.end}"
         raise RuntimeError(msg)

@@ -48,6 +48,8 @@ def environment(**more: str) -> dict[str, str]:
 @contextmanager
 def workplace(given: Path | None) -> Iterator[Path]:
     """A folder for one run, on the disk that was asked for; it goes with the block."""
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="inbox-bench-", dir=given) as name:
         yield Path(name)
 

@@ -30,6 +30,8 @@ from inbox_daemon.engine.server import Server
 _NOT_FOUND = 404
 _LOGGED_LINES = 10
 log = logging.getLogger("inbox_daemon.engine")
+# Of an engine that does not run.
+_NO_LOAD = Load()
 
 
 class Supervisor:
@@ -51,9 +53,12 @@ class Supervisor:
     @property
     def info(self) -> EngineInfo:
         """The newest known facts."""
-        left = None if self._retry_at is None else max(0.0, self._retry_at - time.monotonic())
-        load = self._life.load if self._life else Load()
-        return replace(self._info, retry_in_s=left, load=load)
+        load = self._life.load if self._life else _NO_LOAD
+        if load is not self._info.load:  # asked for in each turn of the runner's loop
+            self._info = replace(self._info, load=load)
+        if self._retry_at is None:
+            return self._info
+        return replace(self._info, retry_in_s=max(0.0, self._retry_at - time.monotonic()))
 
     async def run(self) -> None:
         """Keep the engine up until cancelled, then stop it."""
