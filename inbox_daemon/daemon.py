@@ -200,7 +200,7 @@ class Daemon:
     async def _sample_gpu(self) -> GpuSample | None:
         """Read the card, once at a time; raises TimeoutError if the driver hangs."""
         async with self._sampling, asyncio.timeout(GPU_PATIENCE_S):
-            return await asyncio.to_thread(self.gpu.sample, self.engine.info.pids)
+            return await asyncio.to_thread(lambda: self.gpu.sample(self.engine.pids()))
 
     async def _settle_energy(self) -> None:
         """Charge what was used since the last reading, so that a short job is charged too."""

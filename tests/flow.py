@@ -100,6 +100,10 @@ class Answers:
     async def run(self) -> None:
         """Be there."""
 
+    def pids(self) -> tuple[int, ...]:
+        """It has no process."""
+        return ()
+
     async def wait_ready(self) -> None:
         """It is."""
 

@@ -64,6 +64,10 @@ class ScriptedEngine:
     async def run(self) -> None:
         """Nothing needs to be kept up here."""
 
+    def pids(self) -> tuple[int, ...]:
+        """It has no process."""
+        return ()
+
     async def wait_ready(self) -> None:
         """It is ready, or will be at the next turn of the loop."""
 

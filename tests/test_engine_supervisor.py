@@ -67,6 +67,15 @@ async def test_a_request_before_ready_is_a_fault_at_once(tmp_path: Path) -> None
         assert fault == Fault(FaultKind.CONNECTION, "the engine is starting")
 
 
+async def test_an_engine_that_loads_is_ours_already(tmp_path: Path) -> None:
+    """Its processes are told before it is ready, or its memory would count as others'."""
+    async with supervised(standin_config(tmp_path, "--start-delay", "1000"), tmp_path) as watched:
+        await watched.until(lambda info: info.state is EngineState.STARTING)
+        while not watched.engine.pids():
+            await asyncio.sleep(0.01)
+        assert watched.engine.info.pids == ()
+
+
 async def test_the_load_is_sampled_while_ready(tmp_path: Path) -> None:
     """The engine's own figures appear in the info while requests run and wait."""
     async with supervised(standin_config(tmp_path, "--slots", "2"), tmp_path) as watched:

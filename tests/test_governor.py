@@ -279,6 +279,10 @@ class Answering:
     async def run(self) -> None:
         """Nothing is to be kept up."""
 
+    def pids(self) -> tuple[int, ...]:
+        """It has no process."""
+        return ()
+
     async def wait_ready(self) -> None:
         """It is ready."""
 

@@ -95,6 +95,9 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """The newest known facts; cheap, never blocks."""
 
+    def pids(self) -> tuple[int, ...]:
+        """Its processes, as far as they are ours, also while it loads; use a thread."""
+
     async def run(self) -> None:
         """Keep the engine up until cancelled, then stop it.
 

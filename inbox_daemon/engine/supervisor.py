@@ -60,6 +60,11 @@ class Supervisor:
             return self._info
         return replace(self._info, retry_in_s=max(0.0, self._retry_at - time.monotonic()))
 
+    def pids(self) -> tuple[int, ...]:
+        """Its processes; /proc is read for them until it is ready, as new ones come."""
+        ready = self._info.state is EngineState.READY
+        return self._info.pids if ready else self._server.pids
+
     async def run(self) -> None:
         """Keep the engine up until cancelled, then stop it."""
         try:

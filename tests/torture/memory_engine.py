@@ -54,6 +54,10 @@ class MemoryEngine:
         """Be there until cancelled."""
         await asyncio.Event().wait()
 
+    def pids(self) -> tuple[int, ...]:
+        """It has no process."""
+        return ()
+
     async def wait_ready(self) -> None:
         """Return once it is ready."""
         while self._info.state is not EngineState.READY:
