@@ -118,6 +118,21 @@ def test_results_stand_in_input_order_whatever_order_they_came_in(press: Press) 
     assert press.prove() == []
 
 
+@pytest.mark.parametrize(("last", "told"), [(None, 3.5), (4.25, 4.25)])
+def test_energy_is_that_of_the_last_reading(press: Press, last: float | None, told: float) -> None:
+    """What was charged after the last commit counts too; without it, what was committed."""
+    run = press.accept(request("a"))
+    press.answer(run, 0)
+    run.use_energy(3.5)
+    press.commit(run)
+    run.record = run.record.model_copy(update={"energy_j": last})
+    press.publish(run)
+    status = orjson.loads(read(press, "status.json"))
+    assert status["energy_j"] == told
+    assert status["energy_j_per_1000_output_tokens"] == 500 * told
+    assert press.prove() == []
+
+
 def test_each_kind_of_end_has_its_file(press: Press) -> None:
     """Answers, dead letters and what can be run again are told apart, each in input order."""
     lines = [request("a"), b"nope", request("b"), request("c")]
