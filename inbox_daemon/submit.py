@@ -6,6 +6,7 @@ reads.
 """
 
 import hashlib
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def order(spool: Spool, name: str, what: str, reason: str | None = None) -> None
 def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
     """Wait until a control file was taken; return the refusal's words, if it was refused."""
     since, until = time.time(), time.monotonic() + patience_s
-    while (spool.inbox / file).exists():
+    while (spool.inbox / file).exists() or _is_being_refused(spool, file, since):
         if time.monotonic() > until:
             return f"{file} waits in {spool.inbox}; it is obeyed once `inbox-daemon run` runs"
         time.sleep(_POLL_S)
@@ -130,3 +131,18 @@ def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
         if reason is not None and reason.rejected_at >= since - 1:
             return reason.faults[0].message
     return None
+
+
+def _is_being_refused(spool: Spool, file: str, since: float) -> bool:
+    """Say whether a control file is on its way to rejected/, or has just come there unexplained.
+
+    Asked in the order in which it moves, so that it is not missed between two places.
+    """
+    if any(spool.claimed.glob(f"*.drop/{file}")):
+        return True
+    return any(
+        re.fullmatch(rf"{re.escape(file)}(\.[0-9A-Z]{{26}})?", path.name)
+        and not path.with_name(f"{path.name}.reason.json").exists()
+        and path.lstat().st_ctime >= since - 1
+        for path in views.entries_of(spool.rejected)
+    )

@@ -188,6 +188,16 @@ def test_an_order_that_was_refused_says_why(spool: Spool) -> None:
     assert submit.wait_obeyed(spool, "job.cancel", 0.0) == "it is too large"
 
 
+@pytest.mark.parametrize("place", ["claimed", "rejected"])
+def test_an_order_that_is_being_refused_is_not_done(spool: Spool, place: str) -> None:
+    """Between inbox/ and its reason in rejected/ it is not taken for obeyed."""
+    folder = spool.claimed / f"{JOB_ID}.normal.drop" if place == "claimed" else spool.rejected
+    folder.mkdir(exist_ok=True)
+    (folder / "job.cancel").touch()
+    assert submit.wait_obeyed(spool, "job.cancel", 0.0) is not None
+    assert submit.wait_obeyed(spool, "other.cancel", 0.0) is None
+
+
 def test_an_order_without_a_daemon_waits_for_one(spool: Spool) -> None:
     """After the patience is over the words say what is missing."""
     submit.order(spool, "job", "cancel")
