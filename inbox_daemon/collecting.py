@@ -222,6 +222,16 @@ class Collector:
             if run is not None and run.is_open(line):
                 run.put_off(run.input.ordinal_of(line))
 
+    def postpone_paused(self) -> None:
+        """Let the suspects of a paused job wait, so that nobody else waits for them."""
+        jobs = {job_id for job_id, _ in self._hunt.group}
+        runs = [run for run in map(self.run_of, jobs) if run is not None]
+        for run in runs:
+            if self._queue.is_paused(run.record) and not run.in_flight:
+                self._hunt.postpone(run.record.id)
+                self._committer.hunt_changed = True
+                self.put_off()
+
     def left_to_try(self, runs: list[JobRun]) -> JobRun | None:
         """A job that has nothing left but requests that the hunt has put off."""
         waiting = Counter(job_id for job_id, _ in self._hunt.put_off)

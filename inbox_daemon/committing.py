@@ -65,10 +65,11 @@ class Committer:
         batches = [(run, run.take_batch()) for run in self._queue.runs() if run.dirty]
         state = {HUNT: self._hunt.dump()} if self.hunt_changed else {}
         self._writing_hunt, self.hunt_changed = self.hunt_changed, False
+        # From here, not from its end: what arrives during a slow commit waits no longer.
+        self._committed_at = time.monotonic()
         await asyncio.to_thread(self._write, batches, state)
         for run, batch in batches:
             run.committed(batch)
-        self._committed_at = time.monotonic()
         self._writing_hunt = self.busy = False
 
     def _write(self, batches: list[tuple[JobRun, Batch]], state: dict[str, bytes | None]) -> None:

@@ -125,6 +125,13 @@ class Hunt:
         self.groups += [[suspect] for suspect in mine if suspect not in once]
         self.groups += [once] if once else []
 
+    def postpone(self, job_id: str) -> None:
+        """Put off all suspects of a job, as one that was paused."""
+        mine = [suspect for suspect in self.suspects if suspect[0] == job_id]
+        others = [[s for s in group if s[0] != job_id] for group in self.groups]
+        self.groups = [group for group in others if group]
+        self.put_off = [s for s in self.put_off if s[0] != job_id] + sorted(mine)
+
     def keep(self, open_suspects: set[Suspect]) -> None:
         """Drop whoever is not open any more, as after the daemon was started anew."""
         for suspect in (self.suspects | self.deaths.keys()) - open_suspects:

@@ -175,6 +175,7 @@ class Runner:
         self.limited = False
         if not self._may_admit():
             return
+        self.collector.postpone_paused()
         if self._hunt:
             self._admit_suspects()
             return

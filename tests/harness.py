@@ -328,6 +328,11 @@ class DaemonProcess:
             [int(pid) for pid in self._starts.read_text().split()] if self._starts.exists() else []
         )
 
+    def engine_socket(self) -> Path:
+        """The socket on which the engine listens."""
+        (socket,) = self._runtime.glob("*/engine.sock")
+        return socket
+
     def events(self, name: str) -> list[Json]:
         """The events of that name in the daemon's log."""
         lines = self.log.read_bytes().split(b"\n")

@@ -121,6 +121,19 @@ def test_frozen_engine_is_killed_and_replaced(make_daemon: MakeDaemon) -> None:
 
 
 @pytest.mark.slow
+def test_engine_whose_socket_is_gone_is_replaced(start_daemon: MakeDaemon) -> None:
+    """A process that lives and cannot be reached any more is lost, and no request is charged."""
+    daemon = start_daemon("--slots", "4", *LATENCY)
+    lines = chats(300)
+    daemon.drop("job", lines)
+    daemon.wait_executions(20)
+    daemon.engine_socket().unlink()
+    outputs = daemon.check_results("job", lines)
+    assert len(outputs.results) == 300
+    assert len(daemon.engine_starts()) == 2
+
+
+@pytest.mark.slow
 def test_engine_that_cannot_start_is_tried_with_patience(make_daemon: MakeDaemon) -> None:
     """The job waits, the health has the engine's own last words, and no start follows another."""
     daemon = make_daemon("--die-starts", "1")

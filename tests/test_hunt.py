@@ -219,6 +219,16 @@ def test_those_that_died_alone_again_are_tried_alone() -> None:
     assert (hunt.groups, hunt.put_off) == ([[A], [C], [B]], [])
 
 
+def test_the_suspects_of_a_paused_job_wait() -> None:
+    """They leave their groups to the others, and are tried when they are recalled."""
+    other = ("another", 1)
+    hunt = Hunt([[A, other], [B, C]], {D: 1}, [D])
+    hunt.postpone(JOB)
+    assert (hunt.groups, hunt.put_off) == ([[other]], [A, B, C, D])
+    hunt.recall(JOB)
+    assert hunt.group == [A, B, C, D]
+
+
 def test_a_death_that_was_chance_makes_the_next_ones_doubtful() -> None:
     """Somebody who killed alone and is answered shows that engines die by themselves."""
     hunt = Hunt()

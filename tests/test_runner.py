@@ -2,16 +2,18 @@
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
 
 from builders import JOB_ID
-from inbox_daemon import collecting, wire
+from inbox_daemon import collecting, committing, wire
 from inbox_daemon.attempts import Attempts, Target
 from inbox_daemon.committing import HUNT
 from inbox_daemon.engine.base import EngineState
@@ -557,6 +559,25 @@ async def test_many_poison_requests_are_no_ill_engine(
     ]
 
 
+async def test_the_suspects_of_a_paused_job_hold_nobody_up(make: Make) -> None:
+    """A pause counts in a hunt too; the others go on, and these after the resume."""
+    bench = make(window=4, chunk=64)
+    paused = bench.add(*(line(name, "wait") for name in ids(4)), name="a", number=1)
+    async with bench.running():
+        await bench.until(lambda: len(bench.engine.flying) == 4)
+        bench.queue.paused = {paused}
+        bench.engine.die()
+        await bench.until(lambda: bench.runner.collector.deaths)
+        bench.add(*map(line, ids(9)), name="b", number=2)
+        await bench.until(lambda: bench.published == ["b"])
+        assert len(bench.engine.sent) == 4 + 9
+        bench.queue.paused = set()
+        bench.engine.released.set()
+        bench.runner.wake()
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.ids(name="a") == ids(4)
+
+
 async def test_who_was_put_off_waits_also_after_a_restart(make: Make) -> None:
     """A kill -9 of the daemon brings nobody forward."""
     bench = make(window=2, chunk=64)
@@ -682,6 +703,28 @@ async def test_a_failed_commit_ends_the_runner(make: Make, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space"):
         await bench.finish()
     assert (bench.published, bench.engine.sent) == ([], [])
+
+
+async def test_a_slow_commit_lets_nothing_wait_longer(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interval runs from the beginning of the last commit, however long that took."""
+    bench = make(run={"commit_interval_s": 10.0})
+    clock = [time.monotonic()]
+    monkeypatch.setattr(committing, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    committer, checkpoint = bench.runner._committer, bench.ledger.checkpoint
+
+    def slow(*args: Any) -> None:  # noqa: ANN401 - as the ledger takes them
+        clock[0] += 7.0
+        checkpoint(*args)
+
+    monkeypatch.setattr(bench.ledger, "checkpoint", slow)
+    bench.add(line("a"), line("b", "wait"))
+    async with bench.running():
+        await bench.until(lambda: "b" in bench.engine.flying)
+        began = clock[0] - 7.0
+        await bench.until(lambda: committer.due_at is not None)
+        assert committer.due_at == began + 10.0
 
 
 async def test_a_retry_starts_after_its_charge_is_on_the_disk(make: Make) -> None:

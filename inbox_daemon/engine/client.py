@@ -58,20 +58,16 @@ class Client:
 
     def __init__(self, address: str, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         """Take `unix:/path`, `http://host:port` or `https://host:port`, each with a prefix."""
-        self._base, connector = _connect(address)
+        self._base, self._session = _open_session(address, keepalive_timeout=_KEEPALIVE_S)
+        # A look at the server is worth something only by a new connection: old ones go on
+        # when its socket is gone and nobody else can reach it.
+        _, self._looks = _open_session(address, force_close=True)
         self._max_body_bytes = max_body_bytes
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # Bodies come back as they were written, so none may be compressed on the way.
-            headers={"Accept-Encoding": "identity", "Accept": "application/json"},
-            skip_auto_headers=("User-Agent",),
-            auto_decompress=False,
-        )
 
     async def close(self) -> None:
         """Drop all connections; what is in flight ends as a CONNECTION fault."""
         await self._session.close()
+        await self._looks.close()
 
     async def post(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
         """Send a JSON body to the path `url` and wait at most `timeout_s` for all of the answer."""
@@ -99,7 +95,7 @@ class Client:
         says itself that it cannot serve (vLLM: 503 once its engine process died).
         """
         try:
-            status, _ = await self._fetch("/health")
+            status, _ = await self._fetch("/health", self._looks)
         except TimeoutError:
             return Health.SLOW
         except _BROKEN:
@@ -146,8 +142,10 @@ class Client:
         except _BROKEN:
             return None
 
-    async def _fetch(self, path: str) -> tuple[int, bytes]:
-        async with self._session.get(
+    async def _fetch(
+        self, path: str, session: aiohttp.ClientSession | None = None
+    ) -> tuple[int, bytes]:
+        async with (session or self._session).get(
             self._base + path, timeout=_PROBE_TIMEOUT, allow_redirects=False
         ) as response:
             answer = await self._read(response)
@@ -179,15 +177,26 @@ class Client:
         return Fault(FaultKind.CONNECTION, f"the answer is over {self._max_body_bytes} bytes")
 
 
-def _connect(address: str) -> tuple[str, aiohttp.BaseConnector]:
+def _open_session(address: str, **kept: Any) -> tuple[str, aiohttp.ClientSession]:  # noqa: ANN401 - as the connector takes them
+    base, connector = _connect(address, **kept)
+    return base, aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # Bodies come back as they were written, so none may be compressed on the way.
+        headers={"Accept-Encoding": "identity", "Accept": "application/json"},
+        skip_auto_headers=("User-Agent",),
+        auto_decompress=False,
+    )
+
+
+def _connect(address: str, **kept: Any) -> tuple[str, aiohttp.BaseConnector]:  # noqa: ANN401 - likewise
     if address.startswith("unix:"):
-        path = address.removeprefix("unix:")
         return "http://localhost", aiohttp.UnixConnector(
-            path, limit=0, keepalive_timeout=_KEEPALIVE_S
+            address.removeprefix("unix:"), limit=0, **kept
         )
     # OpenAI's own clients are given the address with /v1, which our paths hold already.
     base = address.rstrip("/").removesuffix("/v1")
-    return base, aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
+    return base, aiohttp.TCPConnector(limit=0, **kept)
 
 
 @lru_cache
