@@ -3,12 +3,12 @@
 Purpose: read `NAME.ACTION` or `ALL.ACTION` and carry it out.
 Invariants: a control file passes the same gate as a job; an order is on the disk
 before its file is taken away, so a crash repeats it and never loses it; each order may
-be given twice, and one whose effect is there already is done, not refused.
+be given twice, and one that a crash repeats after its effect is over is done, not refused.
 """
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import orjson
@@ -43,12 +43,16 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One control file; `job` is a job's name or ALL, `fault` why it cannot be obeyed."""
+    """One control file; `job` is a job's name or ALL, `fault` why it cannot be obeyed.
+
+    `given_at` is when it was dropped, in seconds since 1970, by this machine's clock.
+    """
 
     job: str
     order: Order
     reason: DeadReason | None = None
     fault: Fault | None = None
+    given_at: float = field(default=0.0, compare=False)
 
 
 def read(spool: Spool, entry: Entry, lane: Priority) -> Command | Wait:
@@ -60,16 +64,17 @@ def read(spool: Spool, entry: Entry, lane: Priority) -> Command | Wait:
     content = gate.read_small(spool, entry.name, lane)
     if content is None:
         return Wait("it has just gone")
-    command = Command(job, Order(order))
+    # Not the time of its content, which a sender may set.
+    command = Command(job, Order(order), given_at=entry.signature.ctime_ns / 1e9)
     if not content.strip():
         return command
     try:
         options = ControlOptions.model_validate(orjson.loads(content))
-        return Command(job, Order(order), DeadReason(options.reason) if options.reason else None)
+        return replace(command, reason=DeadReason(options.reason) if options.reason else None)
     except (orjson.JSONDecodeError, ValidationError, ValueError):
         known = ", ".join(DeadReason)
         message = f'a control file is empty or holds {{"reason": …}} with one of {known}'
-        return Command(job, Order(order), fault=Fault(code="invalid_control", message=message))
+        return replace(command, fault=Fault(code="invalid_control", message=message))
 
 
 @dataclass(slots=True)
@@ -91,34 +96,38 @@ class Controller:
             return command.fault
         match command.order:
             case Order.CANCEL:
-                return await self._cancel(command.job)
+                return await self._cancel(command)
             case Order.PAUSE | Order.RESUME:
-                return await self._pause(command.job, paused=command.order is Order.PAUSE)
+                return await self._pause(command, paused=command.order is Order.PAUSE)
             case Order.REDRIVE:
                 return await self._redrive(command, note)
             case Order.PURGE:
                 return await self._purge(command)
 
-    async def _cancel(self, name: str) -> Fault | None:
+    async def _cancel(self, command: Command) -> Fault | None:
+        name = command.job
         jobs = [e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}]
         for job in jobs:
             await self.runner.end_job(job.id, DeadReason.CANCELLED)
         if jobs or name == ALL:
             return None
-        last = await asyncio.to_thread(self._last, name)
+        last = await asyncio.to_thread(self._ended_since, command)
         done = last is not None and last.ending is DeadReason.CANCELLED
         return None if done else _unknown(name)
 
-    def _last(self, name: str) -> JobRecord | None:
-        """The newest job of that name, whatever became of it."""
-        named = [record for record in self.ledger.jobs() if record.name == name]
-        return max(named, key=lambda record: record.id, default=None)
+    def _ended_since(self, command: Command) -> JobRecord | None:
+        """The job that an order meant, if it has ended since: then a crash repeats the order."""
+        named = [record for record in self.ledger.jobs() if record.name == command.job]
+        last = max(named, key=lambda record: record.id, default=None)
+        over = last is not None and (last.finished_at or 0.0) >= command.given_at
+        return last if over else None
 
-    async def _pause(self, name: str, *, paused: bool) -> Fault | None:
+    async def _pause(self, command: Command, *, paused: bool) -> Fault | None:
         """Change what is paused; ALL is a switch of its own beside single jobs."""
+        name = command.job
         target = ALL if name == ALL else getattr(self.queue.named(name), "id", None)
         if target is None:
-            last = await asyncio.to_thread(self._last, name)
+            last = await asyncio.to_thread(self._ended_since, command)
             done = last is not None and (last.id in self.queue.paused) is paused
             return None if done else _unknown(name)
         active = set(self.queue.entries) | {ALL}
@@ -132,7 +141,7 @@ class Controller:
     async def _redrive(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
         groups = await asyncio.to_thread(self.redriver.groups, command.job, command.reason)
         if not groups:
-            if await asyncio.to_thread(self.redriver.redrove, command.job):
+            if await asyncio.to_thread(self.redriver.redrove, command.job, command.given_at):
                 return None
             message = f"there are no dead letters of {command.job} to run again"
             return Fault(code="no_dead_letters", message=message)

@@ -35,10 +35,13 @@ class Redriver:
         """The ids of the jobs that have letters to run again."""
         return list(dict.fromkeys(letter.job_id for letter in self._chosen(job, reason)))
 
-    def redrove(self, job: str) -> bool:
-        """Say whether letters of that job, or of any, were made a new job before."""
+    def redrove(self, job: str, since: float) -> bool:
+        """Say whether letters of that job, or of any, were made a new job since that time.
+
+        `since` is in seconds since 1970.
+        """
         records = self.ledger.jobs()
-        origins = {record.redrive_of for record in records} - {None}
+        origins = {record.redrive_of for record in records if record.created_at >= since} - {None}
         named = {record.id for record in records if job in {ALL, record.name, record.id}}
         return bool(origins & (named | {job})) or (job == ALL and bool(origins))
 

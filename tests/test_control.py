@@ -1,5 +1,6 @@
 """Control files and redrives: an order is obeyed once, is kept, or is refused in words."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -74,9 +75,12 @@ class Desk:
         self.controller = Controller(bench.queue, bench.ledger, bench.runner, redriver)
         self.answers: list[Answer] = []
 
-    async def obey(self, name: str, order: Order, reason: DeadReason | None = None) -> str | None:
-        """Give an order; return the code of its fault."""
-        fault = await self.controller.obey(Command(name, order, reason), self._note)
+    async def obey(
+        self, name: str, order: Order, reason: DeadReason | None = None, *, given_at: float = 9e9
+    ) -> str | None:
+        """Give an order, a new one or at a moment; return the code of its fault."""
+        command = Command(name, order, reason, given_at=given_at)
+        fault = await self.controller.obey(command, self._note)
         return fault.code if fault else None
 
     def _note(self, answer: Answer) -> None:
@@ -127,13 +131,14 @@ async def test_an_order_that_a_crash_repeats_is_done(desk: Desk, order: Order) -
     """When its job is over by then, an order whose effect is there is no error."""
     bench = desk.bench
     bench.add(line("a"), name="a")
-    bench.governor.fixed = 0
+    bench.governor.fixed, given_at = 0, time.time()
     async with bench.running():
-        assert await desk.obey("a", order) is None
+        assert await desk.obey("a", order, given_at=given_at) is None
         bench.governor.fixed = 1
         bench.runner.wake()
         await bench.until(lambda: not bench.queue.entries)
-    assert await desk.obey("a", order) is None
+    assert await desk.obey("a", order, given_at=given_at) is None
+    assert await desk.obey("a", order, given_at=time.time()) == "unknown_job"
 
 
 async def test_a_pause_that_a_crash_repeats_is_done(desk: Desk) -> None:
@@ -143,17 +148,18 @@ async def test_a_pause_that_a_crash_repeats_is_done(desk: Desk) -> None:
     async with bench.running():
         await bench.until(lambda: "a" in bench.engine.flying)
         assert await desk.obey("a", Order.PAUSE) is None
+        given_at = time.time()
         bench.engine.released.set()
         await bench.until(lambda: not bench.queue.entries)
-    assert await desk.obey("a", Order.PAUSE) is None
+    assert await desk.obey("a", Order.PAUSE, given_at=given_at) is None
 
 
 async def test_an_order_that_comes_too_late_is_refused(desk: Desk) -> None:
     """A job that was answered cannot be cancelled or paused any more."""
     desk.bench.add(line("a"), name="a")
     await desk.bench.finish()
-    assert await desk.obey("a", Order.CANCEL) == "unknown_job"
-    assert await desk.obey("a", Order.PAUSE) == "unknown_job"
+    assert await desk.obey("a", Order.CANCEL, given_at=0) == "unknown_job"
+    assert await desk.obey("a", Order.PAUSE, given_at=0) == "unknown_job"
 
 
 async def test_a_pause_outlives_the_daemon(desk: Desk) -> None:
@@ -215,19 +221,22 @@ async def test_a_letter_is_not_run_twice_at_once(desk: Desk) -> None:
     """While a redrive is active its letters are not offered again."""
     await failed(desk)
     assert await desk.obey("ALL", Order.REDRIVE) is None
-    assert await desk.obey("job", Order.REDRIVE) is None
-    assert await desk.obey("ALL", Order.REDRIVE) is None
+    assert await desk.obey("job", Order.REDRIVE) == "no_dead_letters"
     assert len(desk.answers) == 1
 
 
 async def test_a_redrive_that_a_crash_repeats_is_done(desk: Desk) -> None:
     """Also when the new job is over by then: the order was carried out."""
     await failed(desk)
-    await desk.obey("job", Order.REDRIVE)
+    given_at = time.time()
+    await desk.obey("job", Order.REDRIVE, given_at=given_at)
+    assert await desk.obey("ALL", Order.REDRIVE, given_at=given_at) is None
     await desk.bench.finish()
-    assert await desk.obey("job", Order.REDRIVE) is None
+    assert await desk.obey("job", Order.REDRIVE, given_at=given_at) is None
+    assert await desk.obey("ALL", Order.REDRIVE, given_at=given_at) is None
     assert len(desk.answers) == 1
-    assert await desk.obey("other", Order.REDRIVE) == "no_dead_letters"
+    assert await desk.obey("other", Order.REDRIVE, given_at=given_at) == "no_dead_letters"
+    assert await desk.obey("job", Order.REDRIVE, given_at=time.time()) == "no_dead_letters"
 
 
 async def test_a_redrive_may_be_of_one_reason(desk: Desk) -> None:
