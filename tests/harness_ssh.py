@@ -79,14 +79,31 @@ def account(folder: Path, spool: Path) -> Iterator[WebApp]:
         keys = keys.replace(f"ssh-ed25519 PUBLIC-KEY-{placeholder}", public)
     assert keys.count("/srv/inbox-daemon/") == 2
     (folder / "authorized_keys").write_text(keys.replace("/srv/inbox-daemon", str(spool)))
+    with serve(folder):
+        yield WebApp(folder)
+
+
+@contextlib.contextmanager
+def open_account(folder: Path) -> Iterator[tuple[WebApp, int]]:
+    """Give a sender of whom nothing is restricted, and sshd's process."""
+    folder.mkdir(mode=0o700)
+    (folder / "authorized_keys").write_text(_make_key(folder / "inbox-send"))
+    _make_key(folder / "host")
+    with serve(folder, PermitRootLogin="yes", Subsystem="sftp internal-sftp") as pid:
+        yield WebApp(folder), pid
+
+
+@contextlib.contextmanager
+def serve(folder: Path, **settings: str) -> Iterator[int]:
+    """Run sshd with the keys of a folder; give its process."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     _write_ssh_config(folder, port)
     with (folder / "sshd.log").open("wb") as log:
-        server = subprocess.Popen(bound_to_us(*_sshd(folder, port)), stderr=log)
+        server = subprocess.Popen(bound_to_us(*_sshd(folder, port, settings)), stderr=log)
     try:
         wait_until(lambda: _listens(port), "sshd's port")
-        yield WebApp(folder)
+        yield server.pid
     finally:
         server.kill()
         server.wait()
@@ -120,8 +137,8 @@ def _write_ssh_config(folder: Path, port: int) -> None:
     )
 
 
-def _sshd(folder: Path, port: int) -> list[str | Path]:
-    settings = {
+def _sshd(folder: Path, port: int, more: dict[str, str]) -> list[str | Path]:
+    settings: dict[str, object] = {
         "ListenAddress": f"127.0.0.1:{port}",
         "HostKey": folder / "host",
         "AuthorizedKeysFile": folder / "authorized_keys",
@@ -130,7 +147,8 @@ def _sshd(folder: Path, port: int) -> list[str | Path]:
         "PasswordAuthentication": "no",
         "PidFile": "none",
         "UsePAM": "no",
-    }
+        "MaxStartups": 100,
+    } | more
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     options = [word for item in settings.items() for word in ("-o", "=".join(map(str, item)))]
