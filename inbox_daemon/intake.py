@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from inbox_daemon import control, documents, durable, gate, limits
@@ -22,14 +22,16 @@ from inbox_daemon.control import Controller
 from inbox_daemon.gate import Wait
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.model import Fault, RecentJob, WaitingDrop
-from inbox_daemon.settling import Settling, Sighting, Signature
+from inbox_daemon.settling import FOREIGN_FACTOR, Rota, Settling, Sighting, Signature
 from inbox_daemon.spool import STUCK, Spool
 from inbox_daemon.states import Priority
-from inbox_daemon.watch import Entry, Identity, Kind, Scan, Watcher, scan
+from inbox_daemon.watch import Entry, Identity, Kind, Scan, Watcher, entries, identity_of
 
 log = logging.getLogger("inbox_daemon.intake")
 
 MAX_WAITING = 100
+# How many files of a lane are looked at in one scan: a sender decides how many there are.
+MAX_SEEN = 10_000
 
 
 @dataclass(slots=True)
@@ -48,13 +50,18 @@ class Intake:
     hints_missing: str | None = None
     turned_at: float = field(default_factory=time.monotonic)
     _settling: dict[Priority, Settling] = field(init=False)
+    _rota: dict[Priority, Rota] = field(init=False)
+    _hinted: bool = False
     _obeyed: dict[tuple[Priority, str], Signature] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
 
     def __post_init__(self) -> None:
         """Start with no memory of earlier scans."""
-        self._settling = {lane: Settling(self.config.intake.settle_s) for lane in Priority}
+        settle_s, scan_s = self.config.intake.settle_s, self.config.intake.scan_interval_s
+        self._settling = {lane: Settling(settle_s) for lane in Priority}
+        turn_s = 2 * FOREIGN_FACTOR * settle_s + 4 * scan_s
+        self._rota = {lane: Rota(MAX_SEEN, turn_s) for lane in Priority}
 
     # -- the loop -------------------------------------------------------------------
 
@@ -66,7 +73,9 @@ class Intake:
         loop = asyncio.get_running_loop()
 
         def hint() -> None:
-            loop.call_soon_threadsafe(self._wake.set)
+            if not self._hinted:  # one call for a flood of events
+                self._hinted = True
+                loop.call_soon_threadsafe(self._wake.set)
 
         with Watcher([self.spool.lane(lane) for lane in Priority], hint) as watcher:
             while not self._stopping:
@@ -91,6 +100,7 @@ class Intake:
                 await self._wake.wait()
             # Events come in bursts; one scan answers all of them.
             await asyncio.sleep(min(0.05, interval_s / 4))
+        self._hinted = False
         self._wake.clear()
 
     async def _scan_all(self, watcher: Watcher) -> None:
@@ -99,10 +109,12 @@ class Intake:
         seen: dict[str | os.PathLike[str], Identity | None] = {}
         self.problem = None
         for lane in Priority:
-            seen[self.spool.lane(lane)] = await self._scan_lane(lane, waiting)
+            identity = await self._scan_lane(lane, waiting)
+            if identity is not None:  # else the watcher looks itself: it may be there all the same
+                seen[self.spool.lane(lane)] = identity
         await asyncio.to_thread(watcher.check, seen)
         self.hints_missing = watcher.reason
-        self.waiting = waiting[:MAX_WAITING]
+        self.waiting = waiting
 
     async def _scan_lane(self, lane: Priority, waiting: list[WaitingDrop]) -> Identity | None:
         """Answer what lies in one folder; return which folder that was."""
@@ -123,9 +135,24 @@ class Intake:
             fd = self.spool.open_lane(lane)
         try:
             self.spool.check_lane(fd, lane)
-            return scan(fd)
+            return Scan(identity_of(fd), self._choose(lane, entries(fd)))
         finally:
             os.close(fd)
+
+    def _choose(self, lane: Priority, found: Iterator[Entry]) -> list[Entry]:
+        """What of a lane is looked at now; of what stays for good as much as is shown."""
+        staying: list[Entry] = []
+
+        def candidates() -> Iterator[Entry]:
+            for entry in found:
+                if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
+                    continue
+                if gate.is_sidecar(entry.name) or not gate.stays_for_good(entry):
+                    yield entry
+                elif len(staying) < MAX_WAITING:
+                    staying.append(entry)
+
+        return self._rota[lane].choose(time.monotonic(), candidates()) + staying
 
     async def _answer_all(self, seen: Scan, lane: Priority, waiting: list[WaitingDrop]) -> None:
         now = time.monotonic()
@@ -148,7 +175,7 @@ class Intake:
                 continue
             quiet_s = settling.unchanged_for(entry.name, now)
             wait = await self._answer(entry, lane, entry.name in settled, quiet_s)
-            if wait is not None:
+            if wait is not None and len(waiting) < MAX_WAITING:
                 name, since_s = gate.escape(entry.name), round(quiet_s, 1)
                 waiting.append(WaitingDrop(name=name, why=wait.why, since_s=since_s))
 

@@ -7,15 +7,17 @@ Invariants: a name is never settled by its first sighting; any change of its sig
 starts the count anew; a name that a scan did not see is forgotten, so that what comes
 back under it counts from the start.  One scan costs time and memory in proportion to
 its names.
+`Rota` bounds how many names there are at once.
 Known limits: a file that is rewritten in place with the same size within one tick of
 the filesystem's clock keeps its signature; time spent in suspend does not count where
 the monotonic clock stops for it.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 FOREIGN_FACTOR = 5
+Item = TypeVar("Item")
 
 
 class StatResult(Protocol):
@@ -118,3 +120,34 @@ class Settling:
     def forget(self, name: str) -> None:
         """Start anew with this name, as after it was taken; an unknown one is fine."""
         self._seen.pop(name, None)
+
+
+class Rota:
+    """Which files of a folder are looked at, when it holds more than are to be remembered.
+
+    Others get their turn after `turn_s` seconds, long enough for what is whole to settle
+    and be taken; so files that only wait hide no others for ever.
+    """
+
+    def __init__(self, most: int, turn_s: float) -> None:
+        """Take how many files are looked at in one scan, and for how long the same ones."""
+        self._most = most
+        self._turn_s = turn_s
+        self._skip = 0
+        self._since = 0.0
+
+    def choose(self, now: float, found: Iterable[Item]) -> list[Item]:
+        """Return those whose turn it is; `found` is read once, in the folder's own order."""
+        chosen: list[Item] = []
+        count = 0
+        for item in found:
+            if self._skip <= count < self._skip + self._most:
+                chosen.append(item)
+            count += 1
+        over = now - self._since >= self._turn_s
+        if count <= self._most or not chosen:
+            self._skip, self._since = 0, now
+        elif over:
+            last = count <= self._skip + self._most
+            self._skip, self._since = 0 if last else self._skip + self._most, now
+        return chosen

@@ -31,6 +31,7 @@ FAST: dict[str, Json] = {
     "status": {"interval_s": 0.5},
 }
 _LOG_TAIL = 6000
+_RUN = ("-m", "inbox_daemon", "run", "--config")
 
 
 def bound_to_us(*words: str | Path) -> list[str]:
@@ -71,6 +72,7 @@ class DaemonProcess:
         self.folder = folder
         self.spool, self.config = folder / "spool", folder / "config.toml"
         self.log = folder / "daemon.log"
+        self.prefix: list[str] = []  # a program that starts the daemon in another way
         self._executions, self._starts = folder / "executions.jsonl", folder / "starts"
         # A socket's name may have 107 characters, and pytest's folders are long.
         self._runtime = Path(tempfile.mkdtemp(prefix="inbox-"))
@@ -114,7 +116,7 @@ class DaemonProcess:
         self.write_config()
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
-                bound_to_us(sys.executable, "-m", "inbox_daemon", "run", "--config", self.config),
+                bound_to_us(*self.prefix, sys.executable, *_RUN, self.config),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

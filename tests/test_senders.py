@@ -297,7 +297,9 @@ def test_two_senders_of_one_file_give_one_job(deliver: MakeDelivery, option: str
     """The same rsync started twice at once is one job, or the job and its re-delivery."""
     delivery = deliver(f"twice-{option}")
     senders = [delivery.start(at_speed(SENDERS[option], RATE)) for _ in range(2)]
-    assert [sender.communicate(timeout=60) and sender.returncode for sender in senders] == [0, 0]
+    for sender in senders:
+        sender.communicate(timeout=60)
+    assert [sender.returncode for sender in senders] == [0, 0]
     delivery.check_taken_once()
 
 
@@ -309,7 +311,9 @@ def test_two_senders_of_one_name_are_never_mixed(deliver: MakeDelivery) -> None:
     second.lines = [line.replace(b"xxx", b"yyy") for line in first.lines]
     second.write()
     senders = [d.start(at_speed(SENDERS["archive"], RATE)) for d in (first, second)]
-    assert [sender.communicate(timeout=60) and sender.returncode for sender in senders] == [0, 0]
+    for sender in senders:
+        sender.communicate(timeout=60)
+    assert [sender.returncode for sender in senders] == [0, 0]
     sha256 = first.daemon.notice("same")["sha256"]
     assert sha256 in {first.sha256, second.sha256}
     winner, loser = (first, second) if sha256 == first.sha256 else (second, first)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.settling import Settling, Sighting, Signature
+from inbox_daemon.settling import Rota, Settling, Sighting, Signature
 
 FIRST = Signature(dev=1, ino=2, size=3, mtime_ns=4, ctime_ns=5)
 
@@ -177,3 +177,29 @@ def test_settled_means_quiet_for_the_whole_time(
                     break
                 since = at
             assert now - since >= (2.0 if own else 10.0)
+
+
+# -- more files than are looked at ---------------------------------------------------
+
+
+def test_a_folder_of_few_files_is_looked_at_whole() -> None:
+    """Whoever fits is chosen in every scan, in the folder's order."""
+    rota = Rota(3, 10)
+    assert [rota.choose(now, "abc") for now in (0, 1, 50)] == [list("abc")] * 3
+    assert rota.choose(51, "") == []
+
+
+def test_each_file_of_many_gets_its_whole_turn() -> None:
+    """The same ones are looked at for a turn, then the next, and from the front again."""
+    rota = Rota(3, 10)
+    chosen = ["".join(rota.choose(now, "abcdefgh")) for now in range(0, 50, 5)]
+    assert chosen == ["abc", "abc", "abc", "def", "def", "gh", "gh", "abc", "abc", "def"]
+
+
+def test_a_folder_that_shrinks_is_looked_at_from_its_front() -> None:
+    """Nobody is waited for who is gone."""
+    rota = Rota(3, 10)
+    for now in (0, 11, 12):
+        rota.choose(now, "abcdefgh")
+    assert rota.choose(13, "ab") == []
+    assert rota.choose(14, "ab") == ["a", "b"]
