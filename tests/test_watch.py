@@ -231,7 +231,8 @@ def test_each_way_of_dropping_gives_a_hint(watcher: Watcher, hints: Hints, inbox
 
 def test_reading_gives_no_hint(watcher: Watcher, hints: Hints, inbox: Path) -> None:
     """What the intake does itself, opening and reading, must not wake the next scan."""
-    name = drop(inbox)
+    assert hints.come_after(lambda: drop(inbox))
+    (name,) = names(inbox)
     marker = inbox / "marker"
     assert hints.come_after(lambda: os.mkfifo(marker))
     settled = hints.count
