@@ -141,7 +141,11 @@ class Collector:
 
     def only_refused(self, runs: list[JobRun]) -> bool:
         """Say whether nothing is left to be sent but what was refused."""
-        return sum(run.left for run in runs) == len(self._refused)
+        return all(run.left == self._refused_of(run) for run in runs)
+
+    def _refused_of(self, run: JobRun) -> int:
+        mine = (line for job_id, line in self._refused if job_id == run.record.id)
+        return sum(map(run.is_open, mine))
 
     def vouch(self, status: int) -> None:
         """Take note that the server accepts us, after a refusal with that status.
@@ -237,7 +241,10 @@ class Collector:
         waiting = Counter(job_id for job_id, _ in self._hunt.put_off)
         if not waiting:
             return None
-        return next((run for run in runs if run.left == waiting[run.record.id] > 0), None)
+        # What is refused may wait for ever, and so for nobody.
+        return next(
+            (r for r in runs if 0 < waiting[r.record.id] == r.left - self._refused_of(r)), None
+        )
 
     def recall(self, run: JobRun) -> None:
         """Try the requests of that job again that were put off; nothing else may fly."""

@@ -161,7 +161,7 @@ class Runner:
     def _clear_doubt(self) -> None:
         """Ask whether the server means us, if no other request is left that would show it."""
         status, self.collector.in_doubt = self.collector.in_doubt, None
-        if status is not None and self.collector.only_refused(self._queue.runs()):
+        if status is not None and self.collector.only_refused(self._admittable()):
             self._in_the_background(self._ask(status))
 
     async def _ask(self, status: int) -> None:

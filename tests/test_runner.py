@@ -216,6 +216,21 @@ async def test_the_last_request_alone_is_refused(make: Make, status: int) -> Non
     assert bench.runner.collector.problem is None
 
 
+async def test_the_refused_and_the_put_off_do_not_wait_for_each_other(make: Make) -> None:
+    """A job that has only such requests left, and cancelled ones beside, comes to its end."""
+    bench = make(window=4, run={"max_attempts": 2})
+    bench.engine.accepting = True
+    other = bench.add(line("gone", *[403] * 99), name="other", number=2)
+    bench.add(line("poison", *["die"] * 50), line("forbidden", *[403] * 99), line("fine"))
+    async with bench.running():
+        await bench.until(lambda: "gone" in bench.engine.sent)
+        await bench.runner.end_job(other, DeadReason.CANCELLED)
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.ids() == ["fine"]
+    assert bench.codes()["poison"] == "poison"
+    assert bench.lines("errors.jsonl")[1]["response"]["status_code"] == 403
+
+
 @pytest.mark.parametrize(("status", "accepting"), [(403, False), (401, True), (407, True)])
 async def test_a_server_that_may_mean_us_is_waited_for(
     make: Make,
