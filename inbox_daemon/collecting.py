@@ -228,7 +228,9 @@ class Collector:
 
     def postpone_paused(self) -> None:
         """Let the suspects of a paused job wait, so that nobody else waits for them."""
-        jobs = {job_id for job_id, _ in self._hunt.group}
+        if not self._queue.paused:
+            return
+        jobs = {job_id for group in self._hunt.groups for job_id, _ in group}
         runs = [run for run in map(self.run_of, jobs) if run is not None]
         for run in runs:
             if self._queue.is_paused(run.record) and not run.in_flight:

@@ -593,6 +593,25 @@ async def test_the_suspects_of_a_paused_job_hold_nobody_up(make: Make) -> None:
     assert bench.ids(name="a") == ids(4)
 
 
+async def test_a_pause_of_all_counts_in_a_hunt(make: Make) -> None:
+    """Nobody's suspects are sent before the resume, and all are answered after it."""
+    bench = make(window=4, chunk=64)
+    for number, name in enumerate("ab"):
+        bench.add(line(f"{name}0", "wait"), line(f"{name}1", "wait"), name=name, number=number)
+    async with bench.running():
+        await bench.until(lambda: len(bench.engine.flying) == 4)
+        bench.queue.paused = {"ALL"}
+        bench.engine.die()
+        await bench.until(lambda: bench.runner.collector.deaths and not bench.runner.hunting)
+        await bench.some_turns()
+        assert len(bench.engine.sent) == 4
+        bench.queue.paused = set()
+        bench.engine.released.set()
+        bench.runner.wake()
+        await bench.until(lambda: not bench.queue.entries)
+    assert sorted(bench.published) == ["a", "b"]
+
+
 async def test_who_was_put_off_waits_also_after_a_restart(make: Make) -> None:
     """A kill -9 of the daemon brings nobody forward."""
     bench = make(window=2, chunk=64)
