@@ -61,7 +61,11 @@ def _main(
 
 @app.command()
 def init(config: ConfigOption = None, spool: SpoolOption = None) -> None:
-    """Make the spool's folders and a commented configuration file."""
+    """Make the spool's folders and a configuration.
+
+    The configuration goes to --config, else into the spool, and has every key with its
+    default in comments.  What exists is left as it is.
+    """
     from inbox_daemon import setup
 
     with errors():
@@ -92,7 +96,10 @@ def submit(
     config: ConfigOption = None,
     spool: SpoolOption = None,
 ) -> None:
-    """Drop files into inbox/, each whole; with --wait, show the progress to the end."""
+    """Drop files into inbox/, each whole.
+
+    With --wait, shows the progress to the end; 3 when some requests are dead letters then.
+    """
     from inbox_daemon import display
     from inbox_daemon import submit as submitting
     from inbox_daemon.spool import Spool
@@ -109,7 +116,7 @@ def submit(
 
 @app.command()
 def validate(files: FilesArgument, config: ConfigOption = None, spool: SpoolOption = None) -> None:
-    """Check files with the daemon's own checks; nothing is dropped."""
+    """Check files as the daemon would; send nothing."""
     from inbox_daemon import checking
 
     with errors():
@@ -123,7 +130,10 @@ def validate(files: FilesArgument, config: ConfigOption = None, spool: SpoolOpti
 def status(
     *, json: JsonOption = False, config: ConfigOption = None, spool: SpoolOption = None
 ) -> None:
-    """Show the service's health; exit 1 when it is unhealthy or no daemon runs."""
+    """Show the service's health.
+
+    The exit status is 1 when it is unhealthy, or no daemon runs.
+    """
     from inbox_daemon import display, documents, views
     from inbox_daemon.spool import Spool
 
@@ -131,7 +141,8 @@ def status(
         place = Spool(load(config, spool).spool)
     found = views.service_status(place)
     if found is None:
-        typer.echo(f"no daemon has run on {place.root}; `inbox-daemon run` starts one", err=True)
+        start = f"`systemctl start inbox-daemon` or `inbox-daemon run --spool {place.root}`"
+        typer.echo(f"no daemon has run on {place.root}; start it: {start}", err=True)
         raise typer.Exit(REFUSED)
     if json:
         write(documents.pretty(found))
@@ -188,7 +199,7 @@ def schema(
         Path | None, typer.Option("--all", metavar="DIR", help="Write all schemas into DIR.")
     ] = None,
 ) -> None:
-    """Print the JSON Schema of a document, or write all of them."""
+    """Print the JSON Schema of a document, or all."""
     from inbox_daemon import setup
 
     with errors():
@@ -200,13 +211,19 @@ def schema(
 
 @app.command()
 def cancel(name: NameArgument, config: ConfigOption = None, spool: SpoolOption = None) -> None:
-    """End a job: what is finished is published, the rest is listed as cancelled."""
+    """End a job.
+
+    What is finished is published, the rest is listed as cancelled.
+    """
     order(name, "cancel", config, spool)
 
 
 @app.command()
 def pause(name: NameOrAll = "ALL", config: ConfigOption = None, spool: SpoolOption = None) -> None:
-    """Start no further request of a job, or of any; what is in flight finishes."""
+    """Send no further request of a job, or any.
+
+    What is in flight finishes.
+    """
     order(name, "pause", config, spool)
 
 
@@ -218,7 +235,11 @@ def resume(name: NameOrAll = "ALL", config: ConfigOption = None, spool: SpoolOpt
 
 @app.command()
 def verify(name: NameArgument, config: ConfigOption = None, spool: SpoolOption = None) -> None:
-    """Prove that each request of a job has exactly one outcome, or list what is wrong."""
+    """Prove a job, line by line.
+
+    Each request has exactly one outcome, in order, with the recorded checksums; or what is
+    wrong is listed, and the exit status is 1.
+    """
     from inbox_daemon import views
     from inbox_daemon.spool import Spool
 
@@ -232,7 +253,7 @@ def verify(name: NameArgument, config: ConfigOption = None, spool: SpoolOption =
 
 @app.command()
 def compact(config: ConfigOption = None, spool: SpoolOption = None) -> None:
-    """Shrink the ledger's file; the daemon must not be running."""
+    """Shrink the ledger's file, without a daemon."""
     from inbox_daemon import setup
     from inbox_daemon.spool import Spool
 

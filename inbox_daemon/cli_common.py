@@ -22,10 +22,16 @@ CONFIG = 78
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="The configuration file (TOML)."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="The configuration, instead of $INBOX_DAEMON_CONFIG, DIR/config.toml or "
+        "/etc/inbox-daemon/config.toml.",
+    ),
 ]
 SpoolOption = Annotated[
-    Path | None, typer.Option("--spool", metavar="DIR", help="The spool; overrides the key.")
+    Path | None,
+    typer.Option("--spool", metavar="DIR", help="The spool, instead of the configuration's."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON for a program.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A job's name.")]
@@ -34,7 +40,7 @@ ReasonOption = Annotated[
     str | None, typer.Option("--reason", metavar="REASON", help="Only those of this reason.")
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Those of every job.")]
-FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE…", help="JSONL files.")]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE", help="Jobs, NAME.jsonl.")]
 
 
 @contextmanager

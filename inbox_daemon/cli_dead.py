@@ -32,13 +32,15 @@ app = typer.Typer(
 @app.command("list")
 def dead_list(
     *,
-    job: Annotated[str | None, typer.Option("--job", metavar="NAME")] = None,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="NAME", help="Only those of this job.")
+    ] = None,
     reason: ReasonOption = None,
     json: JsonOption = False,
     config: ConfigOption = None,
     spool: SpoolOption = None,
 ) -> None:
-    """List dead letters, one a line with --json."""
+    """List dead letters."""
     from inbox_daemon import display, views
     from inbox_daemon.spool import Spool
 
@@ -53,12 +55,12 @@ def dead_list(
 
 @app.command("show")
 def dead_show(
-    name: Annotated[str, typer.Argument(metavar="JOB")],
-    custom_id: Annotated[str, typer.Argument(metavar="CUSTOM_ID")],
+    name: Annotated[str, typer.Argument(metavar="JOB", help="The job's name.")],
+    custom_id: Annotated[str, typer.Argument(metavar="CUSTOM_ID", help="The request's.")],
     config: ConfigOption = None,
     spool: SpoolOption = None,
 ) -> None:
-    """Show one dead letter in full, its request included, as JSON."""
+    """Show one with its request, as JSON."""
     from inbox_daemon import views
     from inbox_daemon.spool import Spool
 
@@ -67,26 +69,31 @@ def dead_show(
             if letter.custom_id == custom_id:
                 write(letter.model_dump_json(indent=2).encode() + b"\n")
                 return
-    typer.echo(f"there is no dead letter {custom_id!a} of {name!a}; see `dead list`", err=True)
+    typer.echo(
+        f"there is no dead letter {custom_id!a} of {name!a}; see `inbox-daemon dead list`", err=True
+    )
     raise typer.Exit(REFUSED)
 
 
 @app.command("redrive")
 def dead_redrive(
-    name: Annotated[str | None, typer.Argument(metavar="JOB")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="JOB", help="The job's name.")] = None,
     *,
     reason: ReasonOption = None,
     every: AllOption = False,
     config: ConfigOption = None,
     spool: SpoolOption = None,
 ) -> None:
-    """Run dead letters again, as a new job for each job that they are of."""
+    """Run dead letters again.
+
+    Those of a job make one new job, JOB.redrive-1; what is answered is no dead letter any more.
+    """
     order(_chosen(name, reason, every=every), "redrive", config, spool, reason)
 
 
 @app.command("purge")
 def dead_purge(
-    name: Annotated[str | None, typer.Argument(metavar="JOB")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="JOB", help="The job's name.")] = None,
     *,
     reason: ReasonOption = None,
     every: AllOption = False,

@@ -30,6 +30,8 @@ from pydantic_settings import (
 from inbox_daemon.bodytables import NEVER
 from inbox_daemon.errors import ConfigError
 
+# Where `init` writes the configuration of a spool that somebody runs for himself.
+SPOOL_FILE = "config.toml"
 DEFAULT_PATH = Path("/etc/inbox-daemon/config.toml")
 PATH_VARIABLE = "INBOX_DAEMON_CONFIG"
 ENV_PREFIX = "INBOX_DAEMON_"
@@ -248,14 +250,15 @@ class Config(BaseSettings):
 def load(path: Path | None = None, *, spool: Path | None = None, missing: bool = False) -> Config:
     """Read the configuration.
 
-    `path` is the command line's `--config`; None means `$INBOX_DAEMON_CONFIG`, then
-    /etc/inbox-daemon/config.toml, then the defaults.  `spool` overrides the key.
+    `path` is the command line's `--config`; None means `$INBOX_DAEMON_CONFIG`, then the
+    config.toml of the `spool` that was named, then /etc/inbox-daemon/config.toml, then the
+    defaults.  `spool` overrides the key.
     `missing` says that the file is still to be made, so that the defaults stand for it.
 
     Raises ConfigError: the file is missing, is not TOML, or holds a key or a value
     that is not accepted.
     """
-    source = None if missing else config_path(path)
+    source = None if missing else config_path(path, spool)
     _refuse_unknown_variables()
     overrides: dict[str, Any] = {} if spool is None else {"spool": Path(spool).absolute()}
     try:
@@ -272,14 +275,15 @@ def load(path: Path | None = None, *, spool: Path | None = None, missing: bool =
         raise ConfigError("config_unreadable", msg) from None
 
 
-def config_path(path: Path | None = None) -> Path | None:
-    """Say which file counts: the argument, the environment's, the system's, or none.
+def config_path(path: Path | None = None, spool: Path | None = None) -> Path | None:
+    """Say which file counts: the argument, the environment's, the spool's, the system's, or none.
 
     Raises ConfigError: a file was named that does not exist.
     """
     named = path or named_by_environment()
     if named is None:
-        return DEFAULT_PATH if DEFAULT_PATH.is_file() else None
+        usual = ([spool / SPOOL_FILE] if spool else []) + [DEFAULT_PATH]
+        return next((file for file in usual if os.path.isfile(file)), None)  # noqa: PTH113 - never raises
     if not named.is_file():
         msg = f"there is no configuration file {named}; `inbox-daemon init` writes one"
         raise ConfigError("config_missing", msg)

@@ -31,7 +31,7 @@ def init(config: Path | None, spool: Path | None) -> list[str]:
     place = Spool(settings.spool)
     place.create()
     place.check()
-    target = config or place.root / "config.toml"
+    target = config or place.root / configuration.SPOOL_FILE
     done = [f"the spool is ready: {place.root}"]
     if target.exists():
         return [*done, f"the configuration was left as it is: {target}"]

@@ -124,7 +124,10 @@ def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
     since, until = time.time(), time.monotonic() + patience_s
     while (spool.inbox / file).exists() or _is_being_refused(spool, file, since):
         if time.monotonic() > until:
-            return f"{file} waits in {spool.inbox}; it is obeyed once `inbox-daemon run` runs"
+            return (
+                f"{file} waits in {spool.inbox}; it is obeyed once a daemon runs: "
+                f"`systemctl start inbox-daemon` or `inbox-daemon run --spool {spool.root}`"
+            )
         time.sleep(_POLL_S)
     for name in (file, *_siblings(spool.rejected, file, ".reason.json")):
         reason = views.read_reason(spool.rejected / f"{name}.reason.json")

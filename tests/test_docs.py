@@ -106,7 +106,7 @@ def test_a_command_is_documented_with_its_options(name: str) -> None:
             continue  # every command has them, and the text above the table says so
         if parameter.param_type_name == "argument":
             shown = parameter.metavar or str(parameter.name).upper()
-            assert re.search(rf"[ \[]{shown}[\]` ]", row), f"{shown} is not in {row}"
+            assert re.search(rf"[ \[]{shown}…?[\]` ]", row), f"{shown} is not in {row}"
         else:
             assert f"`{parameter.opts[0]}" in row, f"{parameter.opts[0]} is not in {row}"
 

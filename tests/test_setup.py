@@ -64,6 +64,22 @@ def test_init_writes_the_configuration_where_it_is_asked_for(
     assert not (tmp_path / "spool" / "config.toml").exists()
 
 
+def test_a_spool_that_is_named_brings_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--spool` alone, the file that init wrote there counts; a named one comes first."""
+    monkeypatch.delenv(config.PATH_VARIABLE, raising=False)
+    setup.init(None, tmp_path)
+    written = tmp_path / "config.toml"
+    ours = written.read_text().replace('#served_model_name = ""', 'served_model_name = "mine"')
+    written.write_text(ours)
+    assert config.load(spool=tmp_path).engine.served_model_name == "mine"
+    (tmp_path / "other.toml").write_text("")
+    monkeypatch.setenv(config.PATH_VARIABLE, str(tmp_path / "other.toml"))
+    found = config.load(spool=tmp_path)
+    assert (found.engine.served_model_name, found.spool) == ("", tmp_path)
+
+
 def test_init_says_what_it_could_not_make(tmp_path: Path) -> None:
     """A path through a file cannot hold a spool or a configuration."""
     (tmp_path / "file").touch()

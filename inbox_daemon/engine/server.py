@@ -19,7 +19,7 @@ from inbox_daemon.engine.runtime import SOCKET_NAME, make_folder, remove_folder
 
 _UNCONFIGURED = (
     "no engine is configured; set [engine] model to a model's folder or hub name,"
-    " or [engine] command, or [endpoint] url"
+    " or [engine] command, or [endpoint] url, in the configuration, and start the daemon anew"
 )
 
 
