@@ -118,12 +118,6 @@ def is_lane(name: str, lane: Priority) -> bool:
     return lane is Priority.NORMAL and name in {Priority.HIGH.value, Priority.LOW.value}
 
 
-def stays_for_good(entry: Entry) -> bool:
-    """Say whether an entry can be neither taken nor refused as long as it is what it is."""
-    wait = check_entry(entry)
-    return wait is not None and wait.overdue is None
-
-
 def check_kind(entry: Entry) -> Wait | None:
     """Judge an entry by its kind alone; None when it may be opened."""
     if entry.kind is not Kind.FILE:

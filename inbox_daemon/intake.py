@@ -142,17 +142,21 @@ class Intake:
     def _choose(self, lane: Priority, found: Iterator[Entry]) -> list[Entry]:
         """What of a lane is looked at now; of what stays for good as much as is shown."""
         staying: list[Entry] = []
+        strays: list[Entry] = []  # of names that are none: they hold nobody up, and go in the end
 
         def candidates() -> Iterator[Entry]:
             for entry in found:
                 if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
                     continue
-                if gate.is_sidecar(entry.name) or not gate.stays_for_good(entry):
+                wait = gate.check_entry(entry)
+                if wait is None or gate.is_sidecar(entry.name) or gate.is_control_name(entry.name):
                     yield entry
-                elif len(staying) < MAX_WAITING:
+                elif wait.overdue is not None and len(strays) < MAX_SEEN:
+                    strays.append(entry)
+                elif wait.overdue is None and len(staying) < MAX_WAITING:
                     staying.append(entry)
 
-        return self._rota[lane].choose(time.monotonic(), candidates()) + staying
+        return self._rota[lane].choose(time.monotonic(), candidates()) + strays + staying
 
     async def _answer_all(self, seen: Scan, lane: Priority, waiting: list[WaitingDrop]) -> None:
         now = time.monotonic()

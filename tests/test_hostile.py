@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from builders import config, request
+from inbox_daemon import intake
 from inbox_daemon.control import Command, Controller
 from inbox_daemon.intake import Intake
 from inbox_daemon.model import Fault, WaitingDrop
@@ -408,6 +409,29 @@ def test_a_drop_that_was_sent_again_during_a_crash_leaves_no_old_copy(
     assert again.read_bytes() == (GOOD if same else OTHER)
     assert gatehouse.spool.quarantined() == ([] if same else ["job.jsonl"])
     assert names(gatehouse.spool.claimed) == set()
+
+
+# -- floods ---------------------------------------------------------------------------
+
+
+async def test_a_flood_of_strangers_holds_no_job_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that are none and hidden files are kept few, and the jobs among them are taken."""
+    monkeypatch.setattr(intake, "MAX_SEEN", 3)
+    monkeypatch.setattr(intake, "MAX_WAITING", 4)
+    flooded = Gatehouse(tmp_path / "spool")
+    for number in range(20):
+        flooded.put(b"", f"bad name {number}")
+        flooded.put(b"", f".hidden {number}")
+        flooded.put(marker(GOOD), f"job{number % 3}.jsonl.ready")
+    for number in range(3):
+        flooded.put(GOOD, f"job{number}.jsonl")
+    for _ in range(4):
+        assert len(await flooded.turn()) <= 4
+        assert len(flooded.intake._settling[Priority.NORMAL]) <= 3 + 3 + 4
+    assert sorted(flooded.jobs()) == ["job0", "job1", "job2"]
+    flooded.close()
 
 
 # -- sizes ----------------------------------------------------------------------------
