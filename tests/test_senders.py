@@ -255,6 +255,7 @@ def test_what_a_sender_delivers_is_taken_once(deliver: MakeDelivery, sender: str
     delivery.check_taken_again(at_speed(SENDERS[sender], None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "number"),
     [
