@@ -326,6 +326,17 @@ def test_the_example_job_would_be_accepted() -> None:
     assert (found.requests, found.listed) == (2, [])
 
 
+def test_the_first_job_fits_any_model() -> None:
+    """The file that the README sends to the reader's own model names no other, and is sound."""
+    sent = re.search(r"inbox-daemon submit .*(examples/\w+\.jsonl)", text("README.md"))
+    assert sent
+    lines = text(sent[1]).encode().splitlines()
+    rules = Config.model_validate({}).limits
+    served = validation.Served("anything", frozenset({"anything"}))
+    found = validation.validate_lines(enumerate(lines, 1), rules, served)
+    assert (found.requests, found.listed) == (len(lines), [])
+
+
 def test_the_health_rule_works() -> None:
     """The function that the README gives for the health says what its words say."""
     block = re.search(r"<!-- run: health -->\n```python\n(.*?)```", text("README.md"), re.DOTALL)
