@@ -36,6 +36,8 @@ THRASH_SHARE, STILL_READINGS, CAREFUL_READINGS = 0.2, 10, 50
 FULL_KV = 0.9
 # Completions are counted over at least so many seconds, or their rate is noise.
 RATE_SPAN_S = 0.2
+# From here on a growing window takes half a step: each request too many holds memory.
+LARGE = 512
 # A cold engine is given what it takes in within so many readings beyond what it has.
 RAMP_READINGS = 4
 
@@ -60,7 +62,7 @@ class WindowController:
     """Decides how many requests may be in flight.
 
     The engine should always have the next request waiting, and not many more.  While none
-    waits and the window is the limit it doubles, and once some only waited it takes small steps.
+    waits and the window is the limit it doubles (from 512 on it grows by half), and once some only waited it takes small steps.
     """
 
     def __init__(self, minimum: int, maximum: int, initial: int = DEFAULT_WINDOW) -> None:
@@ -206,7 +208,9 @@ class WindowController:
             still = self._careful > CAREFUL_READINGS - STILL_READINGS
             return self._window if still else self._window + max(1, self._window // 16)
         doubling = not self._saturated or self._hungry > 1
-        grown = self._window * 2 if doubling else self._window + max(1, self._window // 4)
+        large = self._window >= LARGE
+        step = self._window // 2 if large else self._window
+        grown = self._window + (step if doubling else max(1, self._window // 4))
         if reading.kv_full:
             return max(self._window, min(grown, target + self._reserve()))
         if not reading.drained:
