@@ -100,7 +100,7 @@ def submit(
 
     With --wait, shows the progress to the end; 3 when some requests are dead letters then.
     """
-    from inbox_daemon import display
+    from inbox_daemon import display, views
     from inbox_daemon import submit as submitting
     from inbox_daemon.spool import Spool
 
@@ -109,6 +109,9 @@ def submit(
         dropped = [submitting.drop(place, path) for path in files]
     for drop in dropped:
         typer.echo(f"dropped {drop.name}.jsonl into {place.inbox}", err=True)
+    if not views.daemon_runs(place):
+        words = f"no daemon runs on {place.root}, so the files wait; {views.how_to_start(place)}"
+        typer.echo(words, err=True)
     if wait:
         outcomes = display.follow(place, dropped)
         raise typer.Exit(max(display.print_outcome(place, o) for o in outcomes))
@@ -141,8 +144,7 @@ def status(
         place = Spool(load(config, spool).spool)
     found = views.service_status(place)
     if found is None:
-        start = f"`systemctl start inbox-daemon` or `inbox-daemon run --spool {place.root}`"
-        typer.echo(f"no daemon has run on {place.root}; start it: {start}", err=True)
+        typer.echo(f"no daemon has run on {place.root}; {views.how_to_start(place)}", err=True)
         raise typer.Exit(REFUSED)
     if json:
         write(documents.pretty(found))

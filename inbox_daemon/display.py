@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inbox_daemon import submit, views
+from inbox_daemon.documents import counted
 from inbox_daemon.model import ActiveJob, GpuStatus, JobStatus, QueueStatus, Reason, ServiceStatus
 from inbox_daemon.records import DeadLetter
 from inbox_daemon.spool import Spool
@@ -183,8 +184,9 @@ def _rows(status: ServiceStatus) -> list[tuple[str, str]]:
 
 
 def _queue_words(queue: QueueStatus) -> str:
-    words = f"{queue.active_jobs} jobs, {queue.total_queued_requests} requests open"
-    return f"{words}, room for {queue.queue_available} jobs"
+    jobs = counted(queue.active_jobs, "job")
+    requests = counted(queue.total_queued_requests, "request")
+    return f"{jobs}, {requests} open, room for {counted(queue.queue_available, 'job')}"
 
 
 def _engine_words(status: ServiceStatus) -> str:

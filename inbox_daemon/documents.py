@@ -28,6 +28,11 @@ def pretty(document: Document) -> bytes:
     )
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things in words, for people."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def job_status(record: JobRecord, *, errors: bool, retry: bool) -> JobStatus:
     """The status of a finished job, as it lies in its outbox folder."""
     ended = _at(record.finished_at)

@@ -231,7 +231,9 @@ class Reporter:
         """One line for systemd's STATUS and for people."""
         load = self.queue.load()
         state, reason = self._worker_state(info, active=load.jobs > 0)
-        words = f"{state}: {load.jobs} jobs, {load.requests} requests open, engine {info.state}"
+        jobs = documents.counted(load.jobs, "job")
+        requests = documents.counted(load.requests, "request")
+        words = f"{state}: {jobs}, {requests} open, engine {info.state}"
         return f"{words}; {reason}" if reason else words
 
 

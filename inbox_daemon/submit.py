@@ -124,10 +124,8 @@ def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
     since, until = time.time(), time.monotonic() + patience_s
     while (spool.inbox / file).exists() or _is_being_refused(spool, file, since):
         if time.monotonic() > until:
-            return (
-                f"{file} waits in {spool.inbox}; it is obeyed once a daemon runs: "
-                f"`systemctl start inbox-daemon` or `inbox-daemon run --spool {spool.root}`"
-            )
+            where = f"{file} waits in {spool.inbox}; it is obeyed once a daemon runs"
+            return f"{where}; {views.how_to_start(spool)}"
         time.sleep(_POLL_S)
     for name in (file, *_siblings(spool.rejected, file, ".reason.json")):
         reason = views.read_reason(spool.rejected / f"{name}.reason.json")

@@ -47,6 +47,18 @@ def is_fresh(status: ServiceStatus, now: float | None = None) -> bool:
     return age_s <= status.stale_after_s
 
 
+def daemon_runs(spool: Spool) -> bool:
+    """Say whether the health document is a running daemon's, as far as its age tells."""
+    status = service_status(spool)
+    return status is not None and is_fresh(status)
+
+
+def how_to_start(spool: Spool) -> str:
+    """Words for whoever finds that no daemon runs."""
+    command = f"inbox-daemon run --spool {spool.root}"
+    return f"start it: `systemctl start inbox-daemon` or `{command}`"
+
+
 def list_jobs(spool: Spool) -> list[JobView]:
     """Every job that left a trace, oldest first: active, finished and refused."""
     views = {view.status.id: view for view in _rejected(spool)}

@@ -62,7 +62,8 @@ class WindowController:
     """Decides how many requests may be in flight.
 
     The engine should always have the next request waiting, and not many more.  While none
-    waits and the window is the limit it doubles (from 512 on it grows by half), and once some only waited it takes small steps.
+    waits and the window is the limit it doubles (from 512 on it grows by half), and once
+    some only waited it takes small steps.
     """
 
     def __init__(self, minimum: int, maximum: int, initial: int = DEFAULT_WINDOW) -> None:

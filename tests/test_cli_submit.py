@@ -122,3 +122,14 @@ def test_submit_without_a_spool_says_what_to_do(tmp_path: Path) -> None:
     found = inbox_daemon("submit", path, "--spool", tmp_path / "none")
     assert found.returncode == 1
     assert "init" in found.stderr
+
+
+def test_submit_says_that_no_daemon_runs(tmp_path: Path) -> None:
+    """Files that nobody takes are not waited for in silence; the words say what to do."""
+    spool, path = tmp_path / "spool", tmp_path / "job.jsonl"
+    path.write_bytes(b"".join(chats(1)))
+    assert inbox_daemon("init", "--spool", spool).returncode == 0
+    found = inbox_daemon("submit", path, "--spool", spool)
+    assert found.returncode == 0
+    assert f"no daemon runs on {spool}, so the files wait" in found.stderr
+    assert f"inbox-daemon run --spool {spool}" in found.stderr

@@ -108,6 +108,6 @@ def test_systemd_is_told_how_it_is(make_daemon: MakeDaemon, systemd: Systemd) ->
     daemon.start()
     systemd.wait("READY=1", "STATUS=idle: 0 jobs, 0 requests open, engine ready", "WATCHDOG=1")
     daemon.drop("job", chats(30))
-    systemd.wait("STATUS=processing: 1 jobs", "WATCHDOG=1")
+    systemd.wait("STATUS=processing: 1 job,", "WATCHDOG=1")
     daemon.stop()
     systemd.wait("STOPPING=1")

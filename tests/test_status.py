@@ -215,7 +215,7 @@ async def test_work_with_a_reason_to_wait_is_no_work(desk: Desk, harm: Break) ->
 async def test_the_headline_fits_on_a_line(desk: Desk) -> None:
     """One sentence is what `systemctl status` and people get."""
     desk.bench.add(line("a"))
-    assert desk.reporter.headline(READY) == "processing: 1 jobs, 1 requests open, engine ready"
+    assert desk.reporter.headline(READY) == "processing: 1 job, 1 request open, engine ready"
     assert desk.reporter.headline(_backoff(desk)).endswith("; no such model")
 
 
