@@ -108,7 +108,8 @@ class Controller:
         name = command.job
         jobs = [e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}]
         for job in jobs:
-            await self.runner.end_job(job.id, DeadReason.CANCELLED)
+            await self.runner.jobs.end(job.id, DeadReason.CANCELLED)
+            self.runner.wake()
         if jobs or name == ALL:
             return None
         last = await asyncio.to_thread(self._ended_since, command)

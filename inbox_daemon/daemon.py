@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sdnotify
@@ -22,18 +22,16 @@ from inbox_daemon import __version__, documents, memory, publish, retention
 from inbox_daemon.admission import Admission
 from inbox_daemon.config import Config
 from inbox_daemon.control import Controller, load_paused
-from inbox_daemon.energy import EnergyAccounts
 from inbox_daemon.engine import open_engine
 from inbox_daemon.engine.base import Engine
 from inbox_daemon.governor import Governor
-from inbox_daemon.gpu import Gpu, GpuSample, open_gpu
-from inbox_daemon.hang import HangDetector
+from inbox_daemon.gpu import Gpu, open_gpu
 from inbox_daemon.heartbeat import Heartbeat, Turn
 from inbox_daemon.intake import Intake
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.limits import disk_shortage
+from inbox_daemon.readings import Readings
 from inbox_daemon.recovery import recover
 from inbox_daemon.redrive import Redriver
 from inbox_daemon.runner import Runner
@@ -43,10 +41,6 @@ from inbox_daemon.validation import Served
 
 log = logging.getLogger("inbox_daemon")
 
-TICK_S = 0.5
-GPU_TICK_S = 2.0
-GPU_PATIENCE_S = 10.0
-DISK_TICK_S = 2.0
 RETENTION_TICK_S = 600.0
 MIN_STATUS_GAP_S = 0.2
 STALLED_S = 30.0
@@ -73,10 +67,9 @@ class Daemon:
     runner: Runner = field(init=False)
     intake: Intake = field(init=False)
     reporter: Reporter = field(init=False)
+    _readings: Readings = field(init=False)
     _heartbeat: Heartbeat = field(init=False)
     _reported_at: float = field(default_factory=time.monotonic)
-    _energy: EnergyAccounts = field(default_factory=EnergyAccounts)
-    _sampling: asyncio.Lock = field(default_factory=asyncio.Lock)
     _notifier: sdnotify.SystemdNotifier = field(default_factory=sdnotify.SystemdNotifier)
 
     def __post_init__(self) -> None:
@@ -101,6 +94,18 @@ class Daemon:
             self._on_change,
         )
         self.reporter = Reporter(self.config, self.queue, self.runner, self.intake, self.governor)
+        self._readings = Readings(
+            self.config,
+            self.spool,
+            self.queue,
+            self.engine,
+            self.governor,
+            self.gpu,
+            self.runner,
+            self.intake,
+            self.reporter,
+            self._on_change,
+        )
         longest_s = max(self.config.run.request_timeout_s, self.config.engine.hang_s)
         self._heartbeat = Heartbeat(longest_s + PROGRESS_SPARE_S)
 
@@ -117,7 +122,7 @@ class Daemon:
         return Served(default, frozenset(filter(None, [configured, *models])))
 
     async def _publish(self, run: JobRun) -> None:
-        await self._settle_energy()
+        await self._readings.settle_energy()
         record = run.record.model_copy(update={"energy_j": run.energy_j})
         record = await asyncio.to_thread(publish.publish, record, self.spool, self.ledger)
         run.close()
@@ -136,9 +141,9 @@ class Daemon:
         """
         engine = asyncio.create_task(self.engine.run(), name="engine")
         helpers = [
-            asyncio.create_task(self._read_engine(), name="engine readings"),
-            asyncio.create_task(self._read_gpu(), name="gpu readings"),
-            asyncio.create_task(self._read_disk(), name="disk readings"),
+            asyncio.create_task(self._readings.read_engine(), name="engine readings"),
+            asyncio.create_task(self._readings.read_gpu(), name="gpu readings"),
+            asyncio.create_task(self._readings.read_disk(), name="disk readings"),
             asyncio.create_task(self._retain(), name="retention"),
             asyncio.create_task(self._report(), name="status"),
             asyncio.create_task(self._beat(), name="heartbeat"),
@@ -165,85 +170,6 @@ class Daemon:
         self.changed.set()
         await self.runner.drain(self.config.run.drain_s)
         await asyncio.gather(*loops)
-
-    async def _read_engine(self) -> None:
-        """Give the governor the engine's figures, and the runner its state, as they come."""
-        finished, state = 0, None
-        hangs = HangDetector(self.config.engine.hang_s, self.config.run.request_timeout_s)
-        while True:
-            await asyncio.sleep(TICK_S)
-            info = self.engine.info
-            done, finished = (
-                self.runner.collector.finished - finished,
-                self.runner.collector.finished,
-            )
-            before = self.governor.window
-            self.governor.read_engine(
-                info.load,
-                self.runner.in_flight,
-                done,
-                time.monotonic(),
-                limited=self.runner.limited,
-            )
-            if self.governor.window > before or info.state is not state:
-                self.runner.wake()
-            state = info.state
-            if hangs.update(time.monotonic(), self.runner.in_flight, finished, info.load.tokens):
-                await self.engine.restart("it neither answered nor made a token for too long")
-
-    async def _read_gpu(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):  # a hung driver is told by the next sample
-                self._take_gpu(await self._sample_gpu())
-            await asyncio.sleep(GPU_TICK_S)
-
-    async def _sample_gpu(self) -> GpuSample | None:
-        """Read the card, once at a time; raises TimeoutError if the driver hangs."""
-        async with self._sampling, asyncio.timeout(GPU_PATIENCE_S):
-            return await asyncio.to_thread(lambda: self.gpu.sample(self.engine.pids()))
-
-    async def _settle_energy(self) -> None:
-        """Charge what was used since the last reading, so that a short job is charged too."""
-        if self.reporter.gpu is not None and self.reporter.gpu.healthy:
-            with contextlib.suppress(TimeoutError):
-                self._charge(await self._sample_gpu())
-
-    def _charge(self, sample: GpuSample | None) -> None:
-        """Charge the running jobs; a server that others run may not even be on our card."""
-        if sample is not None and not self.config.endpoint.url:
-            jobs = [(run.record.id, run) for run in self.queue.runs()]
-            self._energy.charge(time.monotonic(), sample.energy_j, sample.power_w, jobs)
-
-    def _take_gpu(self, sample: GpuSample | None) -> None:
-        if (sample is None) != (self.reporter.gpu is None):
-            self.changed.set()
-        self.reporter.gpu = sample
-        self._charge(sample)
-        change = self.governor.read_gpu(sample)
-        if change is not None:
-            log.warning("governor_changed", extra=asdict(change))
-            self._on_change()
-
-    async def _read_disk(self) -> None:
-        """Stop intake and runner below the floor, and let both go on above it."""
-        while True:
-            free = await asyncio.to_thread(self.spool.free)
-            short = disk_shortage(*free, self.config.disk)
-            if short != self.runner.paused:
-                self.runner.paused = self.intake.paused = short
-                log.warning("disk_floor", extra={"reason": short or "there is room again"})
-                self.intake.wake()
-                self._on_change()
-            self.reporter.disk = free
-            await self._read_quarantine()
-            await asyncio.sleep(DISK_TICK_S)
-
-    async def _read_quarantine(self) -> None:
-        """Know within seconds what was set aside, and what somebody has cleared away."""
-        found = await asyncio.to_thread(self.spool.quarantined)
-        if found != self.reporter.quarantined:
-            self.reporter.quarantined = found
-            self.changed.set()
 
     async def _retain(self) -> None:
         while True:

@@ -12,23 +12,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
-from inbox_daemon import recovery, wire
+from inbox_daemon import wire
 from inbox_daemon.attempts import Attempts, Target
 from inbox_daemon.collecting import Collector
 from inbox_daemon.committing import HUNT, Committer
 from inbox_daemon.config import Config
 from inbox_daemon.engine.base import Engine, EngineState
-from inbox_daemon.errors import DamagedJobError
 from inbox_daemon.governor import Governor
 from inbox_daemon.hunt import Hunt
+from inbox_daemon.joblife import JobLife, Publish
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.linefaults import LineFaultError
-from inbox_daemon.records import DeadReason, JobRecord
-from inbox_daemon.recovery import DAMAGE
+from inbox_daemon.records import DeadReason
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger("inbox_daemon.runner")
@@ -37,10 +36,6 @@ log = logging.getLogger("inbox_daemon.runner")
 BURIALS = 500
 # So many requests are launched, or lines buried that are none, before the loop turns.
 LAUNCHES = 1000
-# A job that is more urgent by so many levels does not wait for the ones that run.
-MORE_URGENT = 0.5
-
-Publish = Callable[[JobRun], Awaitable[None]]
 
 
 class Runner:
@@ -57,19 +52,15 @@ class Runner:
         publish: Publish,
     ) -> None:
         """Join the parts; nothing runs yet.  `publish` takes a job out of the queue."""
-        self._config, self._spool, self._ledger = config, spool, ledger
-        self._queue, self._engine, self._governor = queue, engine, governor
-        self._publish = publish
+        self._config, self._queue = config, queue
+        self._engine, self._governor = engine, governor
         self._wake = asyncio.Event()
         self._hunt = Hunt.load(ledger.get_state(HUNT))
         self._attempts = Attempts(engine, config.run.request_timeout_s, self._wake.set)
         self._committer = Committer(config.run, queue, ledger, self._hunt)
         self.collector = Collector(config, queue, self._hunt, self._committer)
         self._background: set[asyncio.Future[None]] = set()
-        self._records = asyncio.Lock()
-        self._starting = False
-        self._publishing: set[str] = set()
-        self._ending: set[str] = set()
+        self.jobs = JobLife(spool, ledger, queue, publish, self._in_the_background)
         self._draining = False
         self.paused: str | None = None
         # Whether the window was all that kept requests back at the last admission.
@@ -189,7 +180,7 @@ class Runner:
             room = self._admit_from(run, room)
             self._admit_chunk(run)
             self.limited = self.limited or (room <= 0 and run.startable > 0)
-        self._start_next_job(room)
+        self.jobs.start_next(self._admittable(), room=room > 0)
 
     def _may_admit(self) -> bool:
         if self._draining or self.paused or self.collector.suspects:
@@ -255,84 +246,18 @@ class Runner:
         model = self._config.engine.served_name or (info.models[0] if info.models else None)
         return Target(info.generation, model)
 
-    # -- jobs -----------------------------------------------------------------------
-
-    def _start_next_job(self, room: int) -> None:
-        """Begin the next job while the last one's tail runs, or a more urgent one at once."""
-        now = time.time()
-        record = self._queue.next_queued(now)
-        if record is None or self._starting:
-            return
-        unspent = [run.record for run in self._admittable() if not run.spent]
-        urgency = self._queue.urgency(record, now) + MORE_URGENT
-        more_urgent = all(urgency < self._queue.urgency(other, now) for other in unspent)
-        if record.ending or (more_urgent if unspent else room > 0):
-            self._start(record)
-
-    def _start(self, record: JobRecord) -> None:
-        self._starting = True
-        self._in_the_background(self._start_job(record))
-
-    async def _start_job(self, record: JobRecord) -> None:
-        try:
-            await asyncio.to_thread(self._spool.start, record.id)
-            await self._update(record.id, in_progress_at=time.time())
-            run = await asyncio.to_thread(JobRun, record, self._spool, self._ledger)
-        except DAMAGE as error:
-            await self._set_aside(record, error)
-            return
-        finally:
-            self._starting = False
-        entry = self._queue.entries[record.id]
-        run.record, entry.run = entry.record, run
-        log.info("job_started", extra={"job": record.name, "requests": record.requests})
-
-    async def _set_aside(self, record: JobRecord, error: Exception) -> None:
-        """Give up a job whose files are damaged; the others are not concerned."""
-        note = await asyncio.to_thread(recovery.set_aside, record, self._spool, error)
-        await asyncio.to_thread(self._ledger.forget, record.id)
-        self._queue.remove(record.id)
-        self._queue.note(note)
-
-    async def _update(self, job_id: str, **changes: object) -> None:
-        """Change an active job's record, on the disk first; one that is over is left alone."""
-        async with self._records:
-            entry = self._queue.entries.get(job_id)
-            if entry is None or (entry.run is not None and entry.run.complete):
-                return
-            record = entry.record.model_copy(update=changes)
-            await asyncio.to_thread(self._ledger.update, record)
-            self._queue.replace(record)
-
-    async def end_job(self, job_id: str, reason: DeadReason) -> None:
-        """Cancel or expire an active job: what is finished will be published.
-
-        Raises LedgerError: it is not on the disk, the daemon must end.
-        """
-        entry = self._queue.entries.get(job_id)
-        if entry is None or entry.record.ending is None:  # the first order is the one that counts
-            await self._update(job_id, ending=reason, ending_at=time.time())
-        log.info("job_ending", extra={"id": job_id, "reason": reason.value})
-        self._ending.discard(job_id)
-        self.wake()
+    # -- end, commit and publish -----------------------------------------------------
 
     def _end_jobs(self) -> None:
         """Bring jobs to their end that were cancelled or have expired; needs no engine."""
-        now = time.time()
         for entry in list(self._queue.entries.values()):
             record, run = entry.record, entry.run
             if record.ending is None:
-                if record.expires_at is not None and record.expires_at <= now:
-                    self._expire(record.id)
+                self.jobs.expire(record)
             elif run is not None:
                 self._bury_rest(run, record.ending)
-            elif not (self._starting or self._draining):
-                self._start(record)
-
-    def _expire(self, job_id: str) -> None:
-        if job_id not in self._ending:
-            self._ending.add(job_id)
-            self._in_the_background(self.end_job(job_id, DeadReason.EXPIRED))
+            elif not self._draining:
+                self.jobs.start(record)
 
     def _bury_rest(self, run: JobRun, reason: DeadReason) -> None:
         if run.in_flight:
@@ -345,8 +270,6 @@ class Runner:
             self.collector.bury_ended(run, ordinal, reason)
         self.wake()
 
-    # -- commit and publish ---------------------------------------------------------
-
     def _commit(self) -> None:
         if not self._committer.busy and self._committer.due(
             time.monotonic(), draining=self._draining
@@ -355,16 +278,5 @@ class Runner:
             self._in_the_background(self._committer.commit())
 
     def _publish_complete(self) -> None:
-        for run in self._queue.runs():
-            if run.complete and run.record.id not in self._publishing and not self._committer.busy:
-                self._publishing.add(run.record.id)
-                self._in_the_background(self._publish_one(run))
-
-    async def _publish_one(self, run: JobRun) -> None:
-        async with self._records:
-            try:
-                await self._publish(run)
-            except DamagedJobError as error:
-                run.close()
-                await self._set_aside(run.record, error)
-        self._publishing.discard(run.record.id)
+        if not self._committer.busy:
+            self.jobs.publish_complete()

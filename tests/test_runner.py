@@ -224,7 +224,7 @@ async def test_the_refused_and_the_put_off_do_not_wait_for_each_other(make: Make
     bench.add(line("poison", *["die"] * 50), line("forbidden", *[403] * 99), line("fine"))
     async with bench.running():
         await bench.until(lambda: "gone" in bench.engine.sent)
-        await bench.runner.end_job(other, DeadReason.CANCELLED)
+        await bench.runner.jobs.end(other, DeadReason.CANCELLED)
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == ["fine"]
     assert bench.codes()["poison"] == "poison"
@@ -387,7 +387,7 @@ async def test_an_ended_job_publishes_what_is_finished(make: Make, reason: DeadR
     job_id = bench.add(line("a"), line("b", "wait"), *map(line, ids(1200)), line("bad", 400))
     async with bench.running():
         await bench.until(lambda: "b" in bench.engine.flying)
-        await bench.runner.end_job(job_id, reason)
+        await bench.runner.jobs.end(job_id, reason)
         await bench.until(lambda: not bench.queue.entries)
     assert "a" in bench.ids()
     assert bench.codes()["b"] == reason.value
@@ -404,7 +404,7 @@ async def test_a_queued_job_can_be_cancelled_without_an_engine(make: Make) -> No
     bench.engine.info = bench.engine.info.__class__(state=EngineState.BACKOFF)
     job_id = bench.add(line("a"), b"nope\n", line("b"))
     async with bench.running():
-        await bench.runner.end_job(job_id, DeadReason.CANCELLED)
+        await bench.runner.jobs.end(job_id, DeadReason.CANCELLED)
         await bench.until(lambda: not bench.queue.entries)
     errors = [(e["custom_id"], e["error"]["code"]) for e in bench.lines("errors.jsonl")]
     assert errors == [("a", "cancelled"), (None, "invalid_request"), ("b", "cancelled")]
@@ -424,7 +424,7 @@ async def test_ending_a_job_that_is_over_changes_nothing(make: Make) -> None:
     bench = make()
     job_id = bench.add(line("a"))
     await bench.finish()
-    await bench.runner.end_job(job_id, DeadReason.CANCELLED)
+    await bench.runner.jobs.end(job_id, DeadReason.CANCELLED)
     assert bench.status()["status"] == "completed"
 
 
