@@ -196,11 +196,11 @@ def test_shares_add_up_to_what_was_used(
     accounts.charge(0, counter, None, ())
     for number, (joules, active) in enumerate(course, 1):
         counter += joules
-        for name, (tokens, flying) in active.items():
-            jobs[name].tokens_made += tokens
-            jobs[name].in_flight = flying
+        for name, job in jobs.items():
+            tokens, job.in_flight = active.get(name, (0, 0))
+            job.tokens_made += tokens
         before = sum(sum(job.shares) for job in jobs.values())
-        accounts.charge(2.0 * number, counter, None, [(name, jobs[name]) for name in active])
+        accounts.charge(2.0 * number, counter, None, jobs.items())
         charged = sum(sum(job.shares) for job in jobs.values()) - before
         assert all(share >= 0 for job in jobs.values() for share in job.shares)
         works = any(tokens or flying for tokens, flying in active.values())
