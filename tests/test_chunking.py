@@ -437,7 +437,7 @@ def test_engine_that_shows_nothing_running_is_fed_by_its_rate() -> None:
     """Where running and waiting read 0 because all is over so soon, what finishes decides."""
     window = WindowController(MINIMUM, MAXIMUM)
     for reading in range(20):
-        window.update(Load(0, 0), window.window, 1000, reading * 0.5)
+        window.update(Load(0, 0), window.window, 5000, reading * 0.5)
     assert 400 <= window.window <= 600
 
 
