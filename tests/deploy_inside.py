@@ -214,14 +214,19 @@ def engine_pids() -> list[int]:
     return [int(pid) for pid in run("pgrep", "-P", str(main_pid())).split()]
 
 
+def links_of(pid: int) -> list[str]:
+    """What a process holds open, but for what it closes while we look."""
+    links = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(path))  # noqa: PTH115 - not a path
+    return links
+
+
 def sockets_of(pids: list[int]) -> Json:
     """The sockets that processes hold: how many of the network, and the Unix ones' names."""
-    inodes = {
-        link[len("socket:[") : -1]
-        for pid in pids
-        for link in map(os.readlink, Path(f"/proc/{pid}/fd").glob("*"))
-        if link.startswith("socket:[")
-    }
+    links = [link for pid in pids for link in links_of(pid)]
+    inodes = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
     table = Path(f"/proc/{pids[0]}/net")
     internet = [
         f"{kind} {row[1]}"
