@@ -100,14 +100,15 @@ def test_any_text_comes_back_from_the_journal(fields: dict[str, str]) -> None:
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
     """The root logger without the test runner's handlers, and all left as it was."""
-    logger, ours = logging.getLogger(), logging.getLogger("inbox_daemon")
-    handlers, levels = logger.handlers, (logger.level, ours.level)
+    logger = logging.getLogger()
+    changed = [logger, logging.getLogger("inbox_daemon"), logging.getLogger("watchdog")]
+    handlers, levels = logger.handlers, [each.level for each in changed]
     logger.handlers = []
     yield logger
     logging.captureWarnings(capture=False)
     logger.handlers = handlers
-    logger.setLevel(levels[0])
-    ours.setLevel(levels[1])
+    for each, level in zip(changed, levels, strict=True):
+        each.setLevel(level)
 
 
 @pytest.mark.parametrize(("verbose", "level"), [(False, logging.INFO), (True, logging.DEBUG)])

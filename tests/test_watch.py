@@ -408,11 +408,12 @@ def test_queue_overflow(
     (reader,) = [thread for thread in threads_of(observer) if isinstance(thread, InotifyFD)]
     # The reader takes some thousand out of the queue before it comes to the lock.
     more = 10_000
-    with caplog.at_level(logging.WARNING, "watchdog"), reader._lock:
-        for number in range(limit + more):
-            os.mknod(inbox / str(number))
     overflowed = "Inotify queue overflowed; filesystem events were lost"
-    wait_until(lambda: any(record.message == overflowed for record in caplog.records))
+    with caplog.at_level(logging.WARNING, "watchdog"):
+        with reader._lock:
+            for number in range(limit + more):
+                os.mknod(inbox / str(number))
+        wait_until(lambda: any(record.message == overflowed for record in caplog.records))
     assert len(names(inbox)) == limit + more
     check(watcher, inbox)
     assert hints.come_after(lambda: drop(inbox))
