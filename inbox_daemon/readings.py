@@ -61,11 +61,9 @@ class Readings:
         while True:
             await asyncio.sleep(ENGINE_TICK_S)
             info, now, before = self.engine.info, time.monotonic(), self.governor.window
-            done, finished = (
-                self.runner.collector.finished - finished,
-                self.runner.collector.finished,
-            )
             flying, limited = self.runner.in_flight, self.runner.limited
+            before_that, finished = finished, self.runner.collector.finished
+            done = finished - before_that
             self.governor.read_engine(info.load, flying, done, now, limited=limited)
             if self.governor.window > before or info.state is not state:
                 self.runner.wake()

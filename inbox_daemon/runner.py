@@ -180,7 +180,7 @@ class Runner:
             room = self._admit_from(run, room)
             self._admit_chunk(run)
             self.limited = self.limited or (room <= 0 and run.startable > 0)
-        self.jobs.start_next(self._admittable(), room=room > 0)
+        self.jobs.start_next(runs, room=room > 0)
 
     def _may_admit(self) -> bool:
         if self._draining or self.paused or self.collector.suspects:
