@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from inbox_daemon.config import Config, LimitsConfig
+from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import ServiceStatus
 from inbox_daemon.records import DeadLetter, DeadReason, JobRecord
 from inbox_daemon.spool import Spool
@@ -72,6 +73,17 @@ def make_spool(root: Path) -> Spool:
     spool = Spool(root / "spool")
     spool.create()
     return spool
+
+
+def start_job(root: Path, lines: list[bytes]) -> tuple[Spool, Ledger, JobRecord]:
+    """A job on a spool of its own, accepted and in running/; close the ledger after it."""
+    spool = make_spool(root)
+    ledger = Ledger(spool.ledger)
+    record = job_record(requests=sum(not line.isspace() for line in lines if line))
+    ledger.accept(record, [])
+    (spool.running / JOB_ID).mkdir()
+    spool.input_path(JOB_ID).write_bytes(b"\n".join(lines) + b"\n")
+    return spool, ledger, record
 
 
 def service_status(**fields: Any) -> ServiceStatus:  # noqa: ANN401 - any field

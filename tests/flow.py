@@ -35,7 +35,7 @@ from inbox_daemon import collecting, documents, retention
 from inbox_daemon.admission import Admission
 from inbox_daemon.config import Config
 from inbox_daemon.control import Controller, load_paused
-from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, Reply
+from inbox_daemon.engine.base import Fault, Reply
 from inbox_daemon.governor import Governor
 from inbox_daemon.intake import Intake
 from inbox_daemon.jobrun import JobRun
@@ -49,6 +49,7 @@ from inbox_daemon.states import Priority
 from inbox_daemon.status import Reporter
 from inbox_daemon.validation import Served
 from inbox_daemon.watch import Watcher
+from inert_engine import InertEngine
 
 DONE, FAILED, STUCK = 0, 1, 3
 DAY_S = 86400.0
@@ -90,22 +91,12 @@ class FirstThread(ThreadPoolExecutor):
                 future.set_exception(error)
 
 
-class Answers:
+class Answers(InertEngine):
     """An engine without a process: the script's answers, each request noted before."""
 
     def __init__(self, sends: Path) -> None:
+        super().__init__(script.MODEL)
         self._sends = sends
-        self.info = EngineInfo(EngineState.READY, models=(script.MODEL,))
-
-    async def run(self) -> None:
-        """Be there."""
-
-    def pids(self) -> tuple[int, ...]:
-        """It has no process."""
-        return ()
-
-    async def wait_ready(self) -> None:
-        """It is."""
 
     async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
         """Answer by what the request's text asks for."""
@@ -119,20 +110,6 @@ class Answers:
         if text == script.FAIL_ONCE and first:
             return Reply(500, script.FAILURE, request_id)
         return Reply(200, script.answer_to(custom_id), request_id)
-
-    async def lost(self, generation: int) -> bool:
-        """Live."""
-        return False
-
-    async def accepts_us(self) -> bool:
-        """It does."""
-        return True
-
-    async def restart(self, reason: str) -> None:
-        """Be as before."""
-
-    def kill(self) -> None:
-        """Be as before."""
 
 
 class DeafWatcher:

@@ -22,13 +22,14 @@ import orjson
 from builders import JOB_ID, config, job_record, make_spool
 from inbox_daemon import publish as publishing
 from inbox_daemon.config import Config
-from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, FaultKind, Reply
+from inbox_daemon.engine.base import EngineState, Fault, FaultKind, Reply
 from inbox_daemon.governor import Governor
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.recovery import recover
 from inbox_daemon.runner import Runner
 from inbox_daemon.validation import Served, validate_file
+from inert_engine import InertEngine
 
 PATIENCE_S = 20.0
 URL = "/v1/completions"
@@ -44,13 +45,13 @@ def line(custom_id: str, *script: object, **body: object) -> bytes:
     return orjson.dumps(line) + b"\n"
 
 
-class ScriptedEngine:
+class ScriptedEngine(InertEngine):
     """An engine that does what the request says."""
 
     def __init__(self, bench: "Bench") -> None:
         """Be ready at once."""
+        super().__init__("m")
         self.bench = bench
-        self.info = EngineInfo(state=EngineState.READY, models=("m",))
         self.attempts: Counter[str] = Counter()
         self.sent: list[str] = []
         self.flying: dict[str, asyncio.Future[Reply | Fault]] = {}
@@ -60,16 +61,6 @@ class ScriptedEngine:
         self.accepting = False
         self.refusing: int | None = None
         self.rng: Random | None = None
-
-    async def run(self) -> None:
-        """Nothing needs to be kept up here."""
-
-    def pids(self) -> tuple[int, ...]:
-        """It has no process."""
-        return ()
-
-    async def wait_ready(self) -> None:
-        """It is ready, or will be at the next turn of the loop."""
 
     async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
         """Play the next step of the request's script."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from builders import config, job_record, make_spool, request
 from inbox_daemon.chunking import CALM_READINGS, Gate
-from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, Load, Reply
+from inbox_daemon.engine.base import Fault, Load, Reply
 from inbox_daemon.governor import MIN_WINDOW, STEADY_READINGS, Change, Governor
 from inbox_daemon.gpu import THROTTLE_REASONS, GpuSample
 from inbox_daemon.jobqueue import JobQueue
@@ -21,6 +21,7 @@ from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.runner import Runner
 from inbox_daemon.window import DEFAULT_WINDOW
+from inert_engine import InertEngine
 
 VLLM: dict[str, Any] = {"engine": {"model": "/models/one"}}
 COMMAND: dict[str, Any] = {"engine": {"model": "one", "command": ["serve", "{socket}"]}}
@@ -257,12 +258,12 @@ def test_idle_night_beside_other_clients_keeps_the_window() -> None:
 # The runner's word, and its obedience
 
 
-class Answering:
+class Answering(InertEngine):
     """An engine in memory that answers the requests it holds when it is told to."""
 
     def __init__(self) -> None:
         """Begin ready and with nothing in flight."""
-        self.info = EngineInfo(EngineState.READY, models=("one",))
+        super().__init__("one")
         self.held: list[asyncio.Future[None]] = []
 
     async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
@@ -275,30 +276,6 @@ class Answering:
         """Answer so many of those that have waited longest."""
         for _ in range(count):
             self.held.pop(0).set_result(None)
-
-    async def run(self) -> None:
-        """Nothing is to be kept up."""
-
-    def pids(self) -> tuple[int, ...]:
-        """It has no process."""
-        return ()
-
-    async def wait_ready(self) -> None:
-        """It is ready."""
-
-    async def lost(self, generation: int) -> bool:
-        """It lives."""
-        return False
-
-    async def accepts_us(self) -> bool:
-        """It does."""
-        return True
-
-    async def restart(self, reason: str) -> None:
-        """It needs no restart."""
-
-    def kill(self) -> None:
-        """There is no process."""
 
 
 async def wait_for(waiting: Coroutine[Any, Any, Any], timeout: float) -> object:  # noqa: ASYNC109 - as asyncio's

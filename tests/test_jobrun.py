@@ -7,14 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builders import JOB_ID, dead_letter, job_record, make_spool, request
+from builders import JOB_ID, dead_letter, request, start_job
 from inbox_daemon.errors import DamagedJobError
 from inbox_daemon.jobinput import JobInput
 from inbox_daemon.jobrun import Batch, JobRun
-from inbox_daemon.ledger import Ledger
 from inbox_daemon.model import Usage
 from inbox_daemon.records import DeadReason, RetryRecord
-from inbox_daemon.spool import Spool
 
 LINES = [request(f"r{n}") for n in range(6)]
 RETRY = RetryRecord(
@@ -33,13 +31,7 @@ class Desk:
 
     def __init__(self, root: Path, lines: list[bytes]) -> None:
         """Accept and start the job."""
-        self.spool: Spool = make_spool(root)
-        self.ledger = Ledger(self.spool.ledger)
-        count = sum(not line.isspace() for line in lines if line)
-        self.record = job_record(requests=count)
-        self.ledger.accept(self.record, [])
-        (self.spool.running / JOB_ID).mkdir()
-        self.spool.input_path(JOB_ID).write_bytes(b"\n".join(lines) + b"\n")
+        self.spool, self.ledger, self.record = start_job(root, lines)
         self.run = JobRun(self.record, self.spool, self.ledger)
 
     def reopen(self) -> JobRun:

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import JOB_ID, job_record, make_spool
+from builders import JOB_ID, start_job
 from inbox_daemon.committing import Committer
 from inbox_daemon.config import RunConfig
 from inbox_daemon.hunt import Hunt
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
-from inbox_daemon.ledger import Ledger
 from inbox_daemon.ordering import READ_BYTES, SHARED_BYTES, Sketch, arrange, order, sketch
 
 LONG = "All that both of them begin with. " * 40
@@ -166,16 +165,10 @@ class Desk:
 
     def __init__(self, root: Path, lines: list[bytes], *, reorder: bool) -> None:
         """Start the job."""
-        self.spool = make_spool(root)
-        self.ledger = Ledger(self.spool.ledger)
-        self.record = job_record(requests=len(lines))
-        self.ledger.accept(self.record, [])
-        (self.spool.running / JOB_ID).mkdir()
-        self.spool.input_path(JOB_ID).write_bytes(b"\n".join(lines) + b"\n")
-        self.queue = JobQueue()
-        self.run = JobRun(self.record, self.spool, self.ledger)
-        self.queue.add(self.record, self.run)
-        self.committer = Committer(RunConfig(reorder=reorder), self.queue, self.ledger, Hunt())
+        spool, self.ledger, record = start_job(root, lines)
+        self.run, queue = JobRun(record, spool, self.ledger), JobQueue()
+        queue.add(record, self.run)
+        self.committer = Committer(RunConfig(reorder=reorder), queue, self.ledger, Hunt())
 
     async def started(self, size: int) -> list[int]:
         """Admit a chunk and start all of it."""

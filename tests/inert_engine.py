@@ -1,0 +1,35 @@
+"""An engine in memory that is there, lives and needs nothing: what the tests' own add to."""
+
+from inbox_daemon.engine.base import EngineInfo, EngineState
+
+
+class InertEngine:
+    """All of an engine but `send`."""
+
+    def __init__(self, model: str) -> None:
+        """Be ready at once, with one model."""
+        self.info = EngineInfo(EngineState.READY, models=(model,))
+
+    async def run(self) -> None:
+        """Nothing is to be kept up."""
+
+    def pids(self) -> tuple[int, ...]:
+        """It has no process."""
+        return ()
+
+    async def wait_ready(self) -> None:
+        """It is ready."""
+
+    async def lost(self, generation: int) -> bool:
+        """It lives."""
+        return False
+
+    async def accepts_us(self) -> bool:
+        """It does."""
+        return True
+
+    async def restart(self, reason: str) -> None:
+        """It needs no restart."""
+
+    def kill(self) -> None:
+        """There is no process."""
