@@ -8,7 +8,6 @@ Invariants: every launched flight arrives exactly once; nothing here changes a j
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from inbox_daemon import wire
@@ -24,24 +23,21 @@ class Target(NamedTuple):
     model: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """One request in flight, and the generation of the engine that it went to."""
+class Flight(NamedTuple):
+    """One request in flight, and the generation of the engine that it went to.
+
+    A tuple like Arrival, because a frozen dataclass takes thrice as long to make.
+    """
 
     run: JobRun
     ordinal: int
+    line: int
     custom_id: str
     generation: int
     launched_at: float
 
-    @property
-    def line(self) -> int:
-        """Its line number."""
-        return self.run.input.line_of(self.ordinal)
 
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """The end of a flight.
 
     `verdict` is None when the attempt was abandoned; `lost` is True when the engine
@@ -79,7 +75,8 @@ class Attempts:
 
     def launch(self, run: JobRun, ordinal: int, request: wire.Request, target: Target) -> None:
         """Start one attempt."""
-        flight = Flight(run, ordinal, request.custom_id, target.generation, time.monotonic())
+        line, now = run.input.line_of(ordinal), time.monotonic()
+        flight = Flight(run, ordinal, line, request.custom_id, target.generation, now)
         run.start(ordinal)
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
         body = wire.engine_body(request, target.model)

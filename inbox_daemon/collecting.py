@@ -86,7 +86,7 @@ class Collector:
         line = wire.output_line(
             job_id, flight.line, custom_id, reply.status, reply.request_id, reply.body
         )
-        flight.run.succeed(flight.ordinal, line, verdict.usage)
+        flight.run.succeed(flight.ordinal, line, verdict.tokens)
         if self._unanswered:
             self._known, self._unanswered, self._condemned = set(self._hunt.deaths), set(), 0
         self._served(flight)

@@ -258,6 +258,7 @@ def serve(config: Config) -> None:
     """
     os.umask(0o027)
     memory.share_one_arena()
+    memory.collect_seldom()
     # A lease that is broken while we ask for it announces itself by SIGIO, whose
     # default is death.
     signal.signal(signal.SIGIO, signal.SIG_IGN)

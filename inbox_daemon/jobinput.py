@@ -76,7 +76,8 @@ class JobInput:
 
     def read(self, ordinal: int, limit: int | None = None) -> bytes:
         """A request's line, without its newline, cut at `limit` bytes."""
-        wanted = self.size_of(ordinal) if limit is None else limit
+        size = self.size_of(ordinal)
+        wanted = size if limit is None else min(size, limit)
         return _read_line(self._fd, self._starts[ordinal], wanted)
 
     def close(self) -> None:

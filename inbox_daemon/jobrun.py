@@ -18,8 +18,16 @@ from inbox_daemon.errors import DamagedJobError
 from inbox_daemon.jobinput import JobInput
 from inbox_daemon.journal import Journal
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.model import Fault, Usage
-from inbox_daemon.records import Checkpoint, DeadLetter, Entry, JobRecord, Progress, RetryRecord
+from inbox_daemon.model import Fault
+from inbox_daemon.records import (
+    Checkpoint,
+    DeadLetter,
+    Entry,
+    JobRecord,
+    Progress,
+    RetryRecord,
+    Tokens,
+)
 from inbox_daemon.spool import Spool
 from inbox_daemon.states import Outcome
 
@@ -238,13 +246,13 @@ class JobRun:
         self.retries[line] = self._new_retries[line] = record
         self._new_due.append((due, ordinal))
 
-    def succeed(self, ordinal: int, output: bytes, usage: Usage | None) -> None:
+    def succeed(self, ordinal: int, output: bytes, tokens: Tokens | None) -> None:
         """Take a result."""
         self._end(ordinal, output, Outcome.RESULT, retryable=False)
         self._completed += 1
-        if usage is not None:
-            self._tokens_in += usage.input_tokens
-            self._tokens_out += usage.output_tokens
+        if tokens is not None:
+            self._tokens_in += tokens.input
+            self._tokens_out += tokens.output
 
     def bury(self, ordinal: int, output: bytes, letter: DeadLetter, *, retryable: bool) -> None:
         """Take a dead letter; `retryable` says whether its line belongs in retry.jsonl."""

@@ -13,16 +13,14 @@ Invariants: no clock, no I/O; every reply and every fault gets a verdict.
 | 3xx, 5xx, 2xx without JSON, no reply    | PROBE: RETRY if the engine lives, else a suspect |
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from inbox_daemon import wire
 from inbox_daemon.engine.base import Fault, FaultKind, Reply
-from inbox_daemon.model import Usage
-from inbox_daemon.records import DeadReason
+from inbox_daemon.records import DeadReason, Tokens
 
 _MAX_MESSAGE = 2000
 # Garbage for a count: the sum over a job of figures below this fits into 64 bits.
@@ -41,12 +39,11 @@ class Action(StrEnum):
     HOLD = "hold"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The action, and the words for a dead letter if it comes to that."""
 
     action: Action
-    usage: Usage | None = None
+    tokens: Tokens | None = None
     reason: DeadReason = DeadReason.MAX_ATTEMPTS
     code: str = ""
     message: str = ""
@@ -101,7 +98,7 @@ def _judge_fault(fault: Fault) -> Verdict:
 def _judge_success(reply: Reply) -> Verdict:
     body = _parsed(reply.body)
     if isinstance(body, dict):
-        return Verdict(action=Action.RESULT, usage=_usage(body), http_status=reply.status)
+        return Verdict(action=Action.RESULT, tokens=_tokens(body), http_status=reply.status)
     message = f"the engine answered {reply.status} with a body that is not a JSON object"
     return Verdict(
         action=Action.PROBE,
@@ -119,17 +116,16 @@ def _parsed(body: bytes) -> Any:  # noqa: ANN401 - JSON is any value
         return None
 
 
-def _usage(body: dict[str, Any]) -> Usage | None:
+def _tokens(body: dict[str, Any]) -> Tokens | None:
     """Tokens, by the names of chat and completions or by those of responses."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
-    used = _tokens(usage, "prompt_tokens", "input_tokens")
-    made = _tokens(usage, "completion_tokens", "output_tokens")
-    return Usage.model_construct(input_tokens=used, output_tokens=made, total_tokens=used + made)
+    used = _count(usage, "prompt_tokens", "input_tokens")
+    return Tokens(used, _count(usage, "completion_tokens", "output_tokens"))
 
 
-def _tokens(usage: dict[str, Any], *names: str) -> int:
+def _count(usage: dict[str, Any], *names: str) -> int:
     for name in names:
         value = usage.get(name)
         if isinstance(value, int) and 0 <= value < _TOO_MANY_TOKENS:

@@ -136,6 +136,13 @@ class DeadLetter(Record):
     request: Any
 
 
+class Tokens(NamedTuple):
+    """What one answer says it took: tokens read and tokens generated."""
+
+    input: int
+    output: int
+
+
 class Entry(NamedTuple):
     """Where a line's outcome lies in results.part."""
 

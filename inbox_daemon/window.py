@@ -20,7 +20,7 @@ DEFAULT_WINDOW = 128
 # largest of so many requests, of a share of what runs, because requests that began together
 # end together, and of what is finished in so many seconds, while replacements travel.  More
 # than they need costs the daemon: with 800 in flight a request took it 1.4 times as long.
-RESERVE_FLOOR, RESERVE_SHARE, RESERVE_S = 4, 0.25, 0.05
+RESERVE_FLOOR, RESERVE_SHARE, RESERVE_S = 4, 0.25, 0.02
 # How many reserves waiting are too many, and for how many readings before it counts:
 # requests wait for a moment too while the engine reads the prompts of a cold start.
 EXCESS, EXCESS_READINGS = 2.0, 3

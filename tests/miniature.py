@@ -19,7 +19,7 @@ from inbox_daemon.config import Config
 from inbox_daemon.jobqueue import JobQueue
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.model import Usage
+from inbox_daemon.records import Tokens
 from inbox_daemon.recovery import recover
 from inbox_daemon.spool import Spool
 from inbox_daemon.states import Priority
@@ -100,7 +100,7 @@ class Miniature:
         custom_id = orjson.loads(run.input.read(ordinal))["custom_id"]
         body = orjson.dumps({"echo": custom_id})
         output = wire.output_line(run.record.id, line, custom_id, 200, "r", body)
-        run.succeed(ordinal, output, Usage(input_tokens=1, output_tokens=2, total_tokens=3))
+        run.succeed(ordinal, output, Tokens(1, 2))
 
     def publish(self, run: JobRun) -> None:
         """Put a complete job's results into outbox/."""

@@ -438,7 +438,7 @@ def test_engine_that_shows_nothing_running_is_fed_by_its_rate() -> None:
     window = WindowController(MINIMUM, MAXIMUM)
     for reading in range(20):
         window.update(Load(0, 0), window.window, 5000, reading * 0.5)
-    assert 400 <= window.window <= 600
+    assert 160 <= window.window <= 240
 
 
 def test_kv_cache_as_the_limit_is_followed_without_swinging() -> None:

@@ -11,8 +11,7 @@ from builders import JOB_ID, dead_letter, request, start_job
 from inbox_daemon.errors import DamagedJobError
 from inbox_daemon.jobinput import JobInput
 from inbox_daemon.jobrun import Batch, JobRun
-from inbox_daemon.model import Usage
-from inbox_daemon.records import DeadReason, RetryRecord
+from inbox_daemon.records import DeadReason, RetryRecord, Tokens
 
 LINES = [request(f"r{n}") for n in range(6)]
 RETRY = RetryRecord(
@@ -168,7 +167,7 @@ def test_a_result_counts_once_it_is_committed(desk: Desk) -> None:
     """Progress shows what the disk holds, and the journal has the line at its place."""
     desk.admit(6)
     desk.take()
-    desk.run.succeed(3, b"three\n", Usage(input_tokens=2, output_tokens=3, total_tokens=5))
+    desk.run.succeed(3, b"three\n", Tokens(2, 3))
     desk.run.succeed(0, b"zero\n", None)
     assert (desk.run.pending, desk.run.progress.completed) == (2, 0)
     desk.commit()
@@ -314,7 +313,7 @@ def test_energy_counts_with_the_next_commit(desk: Desk) -> None:
     first, *_ = desk.take()
     desk.run.use_energy(100.25)
     desk.run.use_energy(0.5)
-    desk.run.succeed(first, b"{}\n", Usage(output_tokens=7))
+    desk.run.succeed(first, b"{}\n", Tokens(0, 7))
     assert desk.run.tokens_made == 7
     desk.commit()
     assert desk.run.progress.energy_j == 100.75

@@ -17,9 +17,9 @@ from inbox_daemon import publish as publishing
 from inbox_daemon.errors import DamagedJobError, LedgerError
 from inbox_daemon.jobrun import JobRun
 from inbox_daemon.letters import Grave
-from inbox_daemon.model import Fault, Usage
+from inbox_daemon.model import Fault
 from inbox_daemon.outcomes import Action, Verdict
-from inbox_daemon.records import Checkpoint, DeadReason, Progress
+from inbox_daemon.records import Checkpoint, DeadReason, Progress, Tokens
 from inbox_daemon.verify import verify_published, verify_running
 from inbox_daemon.views import read_status
 from miniature import Miniature
@@ -48,7 +48,7 @@ class Press(Miniature):
         custom_id = orjson.loads(run.input.read(ordinal))["custom_id"]
         line = run.input.line_of(ordinal)
         output = wire.output_line(run.record.id, line, custom_id, 200, "r", body)
-        run.succeed(ordinal, output, Usage(input_tokens=1, output_tokens=2, total_tokens=3))
+        run.succeed(ordinal, output, Tokens(1, 2))
 
     def refuse(self, run: JobRun, ordinal: int, fault: Fault | None = None) -> None:
         """A request becomes a dead letter: wrong, or never valid."""

@@ -6,7 +6,7 @@ about an engine.  Invariant: nothing here knows of jobs, lines or the spool.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class EngineState(StrEnum):
@@ -18,8 +18,7 @@ class EngineState(StrEnum):
     BACKOFF = "backoff"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What came back for one request that the engine answered.
 
     `body` is exactly the bytes of the response; `request_id` is the server's

@@ -6,6 +6,7 @@ outcomes are read in pages, so that no transaction is held open for long.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import lmdb
 import orjson
@@ -65,14 +66,16 @@ class Lines(Store):
         Pages keep the transaction short; an empty list is the end.
         """
         page: list[tuple[int, Entry]] = []
+        prefix = job_id.encode()
         with self._read() as txn, txn.cursor(db=self._db["lines"]) as cursor:
-            found = cursor.set_range(line_key(job_id, after + 1))
-            while found and len(page) < _PAGE_OF_ENTRIES:
-                key, value = map(bytes, cursor.item())
-                if not key.startswith(job_id.encode()):
+            # A cursor that finds nothing would begin anew at the first line of all.
+            if not cursor.set_range(line_key(job_id, after + 1)):
+                return page
+            for row in islice(cursor.iternext(), _PAGE_OF_ENTRIES):
+                key, value = map(bytes, row)
+                if not key.startswith(prefix):
                     break
                 page.append((line_of(key), Entry.unpack(value)))
-                found = cursor.next()
         return page
 
     def all_entries(self, job_id: str) -> Iterator[tuple[int, Entry]]:
