@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import sdnotify
+import uvloop
 
 from inbox_daemon import __version__, documents, memory, publish, retention
 from inbox_daemon.admission import Admission
@@ -272,7 +273,7 @@ def serve(config: Config) -> None:
     try:
         queue = recover(spool, ledger)
         queue.paused, queue.ageing_s = load_paused(ledger), config.intake.ageing_s
-        asyncio.run(_main(config, spool, ledger, queue))
+        uvloop.run(_main(config, spool, ledger, queue))
     finally:
         ledger.close()
         spool.unlock()

@@ -95,4 +95,7 @@ def arrange(sketches: Sequence[Sketch], *, long_first: bool) -> list[int]:
 
 def order(lines: Iterable[bytes], *, long_first: bool) -> list[int]:
     """The order in which to send the requests of some lines, as indices into them."""
-    return arrange([sketch(line) for line in lines], long_first=long_first)
+    # Where lengths do not count, a line too short to share anything need not be read.
+    least = 0 if long_first else SHARED_BYTES[0]
+    sketches = [sketch(line) if len(line) >= least else _NOTHING for line in lines]
+    return arrange(sketches, long_first=long_first)

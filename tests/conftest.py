@@ -1,5 +1,6 @@
 """Fixtures for tests that run real processes; each ends with its test, whatever happens."""
 
+import asyncio
 import shutil
 import sys
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import settings
 
 from harness import DaemonProcess, StandinProcess
@@ -40,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - a class of xdist's without a public name
     """Tell a worker how tests are dealt out."""
     node.workerinput["loadgroup"] = node.config.option.dist == "loadgroup"
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run what is asynchronous on the daemon's own event loop."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
