@@ -78,6 +78,8 @@ def arrange(sketches: Sequence[Sketch], *, long_first: bool) -> list[int]:
     groups with longer answers come earlier; "longer" is twice as long, because a cap
     says no more than that.
     """
+    if not long_first and not any(found.prefixes for found in sketches):
+        return list(range(len(sketches)))
     groups: list[dict[int, tuple[int, int]]] = [{} for _ in SHARED_BYTES]
     for index, (prefixes, length) in enumerate(sketches):
         rank = -length if long_first else 0
