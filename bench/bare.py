@@ -4,7 +4,7 @@ Purpose: the least that driving a server over HTTP costs in Python, to compare w
 Invariants: bodies are made before the clock starts and answers are read after it has
 stopped; nothing is retried, checked or kept.
 
-    python -m bench.bare --address unix:/path --file job.jsonl [--width 128] [--model NAME]
+    python -m bench.bare --address unix:/path --file job.jsonl [--width 128] [--uvloop]
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 import orjson
+import uvloop
 
 
 async def drive(
@@ -63,9 +64,11 @@ def main() -> None:
     parser.add_argument("--file", type=Path, required=True)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--model")
+    parser.add_argument("--uvloop", action="store_true", help="instead of asyncio's own loop")
     chosen = parser.parse_args()
     requests = load(chosen.file, chosen.model)
-    answers, seconds, cpu_s = asyncio.run(drive(chosen.address, requests, chosen.width))
+    run = uvloop.run if chosen.uvloop else asyncio.run
+    answers, seconds, cpu_s = run(drive(chosen.address, requests, chosen.width))
     usage = [orjson.loads(answer).get("usage") or {} for answer in answers]
     taken = {
         "requests": len(answers),

@@ -29,11 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import drivers, models, report, workload
+from bench.course import watching
+from bench.plot import MISSING, draw_window
 from bench.processes import Daemon, Json, run_bare, workplace
 from bench.report import Goal, Report, Spread
 
 DAEMON, BARE, WHOLE, BATCH = "daemon", "bare client", "LLM.chat", "run-batch"
 PLAIN = "daemon, input order"
+LOOK_S = 0.5
 # A scan so often shows a drop at once, so that its settling is not what is measured.
 PROMPT: dict[str, Json] = {
     "intake": {"settle_s": 0.3, "scan_interval_s": 0.5},
@@ -149,11 +152,18 @@ class Bench:
 
     def _daemon(self, way: str, daemon: Daemon, name: str) -> None:
         """One job through a daemon."""
-        cpu = daemon.cpu_s()
-        seconds, _ = daemon.run_job(self.file(name), name)
+        path, cpu = self.file(name), daemon.cpu_s()
+        with watching(daemon, LOOK_S) as course:
+            seconds, status = daemon.run_job(path, name)
         cpu = daemon.cpu_s() - cpu
         output = daemon.spool / "outbox" / name / "output.jsonl"
-        self.note(way, drivers.counted(output, seconds) | {"cpu_s": cpu})
+        seen = {"cpu_s": cpu, "energy_j": status["energy_j"], "course": course.dump()}
+        self.note(way, drivers.counted(output, seconds) | seen)
+        if status["energy_j"] is not None:
+            used, each = status["energy_j"], status["energy_j_per_1000_output_tokens"]
+            self.shown.say(f"    {used:,.0f} J, {each:,.1f} J per 1,000 output tokens")
+        if self.chosen.plot and not draw_window(self.chosen.plot, course.looks, way):
+            self.shown.say(MISSING)
 
     def _alternate(self, *steps: Callable[[int], None]) -> None:
         """Repeat two ways while there is time, in turns of who is first."""
@@ -254,6 +264,9 @@ def parse(shown_gpu: str | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, help="of daemon and bare client")
     parser.add_argument("--width", type=int, help="the bare client's requests at a time")
     parser.add_argument("--warm", type=int, help="requests that each start is warmed with")
+    parser.add_argument(
+        "--plot", type=Path, help="write a PNG of the window's course there; needs matplotlib"
+    )
     parser.add_argument("--budget-s", type=float, default=470, help="for all of it")
     parser.add_argument("--folder", type=Path, help="where the spool lies; its disk counts")
     parser.set_defaults(**(FULL if shown_gpu else TINY))

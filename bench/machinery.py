@@ -3,7 +3,8 @@
 Purpose: requests/s from drop to published outbox, and CPU microseconds a request, next
 to the same requests through a bare aiohttp loop that writes nothing.
 Method: one stand-in engine in a process of its own, one daemon on it; the repetitions
-of both ways alternate, and each daemon's run is compared with the bare one before it.
+of all ways alternate, and each daemon's run is compared with the bare ones before it: a
+bare loop as anyone would write it, and the same on uvloop, which the daemon runs on.
 Known limit: client and stand-in share the cores with whatever else runs, so only the
 ratios of one run mean something.
 """
@@ -32,9 +33,10 @@ def measure(chosen: argparse.Namespace, folder: Path, shown: Report) -> list[Jso
         ours.run_job(warm, "warm")
         for number in range(chosen.repeat):
             bare = run_bare(address, path, chosen.width)
+            quick = run_bare(address, path, chosen.width, "--uvloop")
             # Another tag: the same bytes under another name would be another job all the same.
             job = workload.write(folder / "job.jsonl", drawn.lines(f"{number} "))
-            rows.append(_row(bare, ours, job, f"job{number}"))
+            rows.append(_row(bare, quick, ours, job, f"job{number}"))
             shown.say(
                 f"  {number + 1}: bare {rows[-1]['bare_rps']:,.0f}/s, "
                 f"daemon {rows[-1]['daemon_rps']:,.0f}/s"
@@ -42,7 +44,7 @@ def measure(chosen: argparse.Namespace, folder: Path, shown: Report) -> list[Jso
     return rows
 
 
-def _row(bare: Json, ours: Daemon, job: Path, name: str) -> Json:
+def _row(bare: Json, quick: Json, ours: Daemon, job: Path, name: str) -> Json:
     cpu = ours.cpu_s()
     dropped = time.time()
     seconds, status = ours.run_job(job, name)
@@ -57,7 +59,11 @@ def _row(bare: Json, ours: Daemon, job: Path, name: str) -> Json:
         "daemon_rps": count / seconds,
         "bare_cpu_us": bare["cpu_s"] * _MICRO / count,
         "daemon_cpu_us": cpu * _MICRO / count,
+        "quick_rps": count / quick["seconds"],
+        "quick_cpu_us": quick["cpu_s"] * _MICRO / count,
         "ratio": bare["seconds"] / seconds,
+        "quick_ratio": quick["seconds"] / seconds,
+        "quick_cpu_ratio": quick["cpu_s"] / cpu,
         "cpu_ratio": bare["cpu_s"] / cpu,
         "seconds": seconds,
         "taken_in_s": taken_in_s,
@@ -93,8 +99,14 @@ def _show(shown: Report, found: dict[str, Spread], chosen: argparse.Namespace) -
         ("way", "requests/s", "CPU µs a request"),
         [
             ("bare aiohttp loop", found["bare_rps"].show(0), found["bare_cpu_us"].show(0)),
+            ("the same on uvloop", found["quick_rps"].show(0), found["quick_cpu_us"].show(0)),
             ("daemon, drop to outbox", found["daemon_rps"].show(0), found["daemon_cpu_us"].show(0)),
             ("daemon as a share of bare", found["ratio"].show(2), found["cpu_ratio"].show(2)),
+            (
+                "daemon as a share of that on uvloop",
+                found["quick_ratio"].show(2),
+                found["quick_cpu_ratio"].show(2),
+            ),
         ],
     )
     seconds, taken_in_s = found["seconds"].show(2), found["taken_in_s"].show(2)

@@ -80,11 +80,10 @@ def standin(latency_s: float = 0.0) -> Iterator[str]:
             process.communicate()
 
 
-def run_bare(address: str, path: Path, width: int, model: str | None = None) -> Json:
-    """Run the bare client once, in a process of its own."""
+def run_bare(address: str, path: Path, width: int, *more: str) -> Json:
+    """Run the bare client once, in a process of its own, with `more` of its options."""
     words = ["--address", address, "--file", str(path), "--width", str(width)]
-    words += ["--model", model] if model else []
-    return run_json("bench.bare", *words)
+    return run_json("bench.bare", *words, *more)
 
 
 def run_json(module: str, *words: str) -> Json:

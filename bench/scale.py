@@ -10,17 +10,14 @@ Known limit: seconds depend on what else the machine does; CPU and memory do not
 """
 
 import argparse
-import json
 import shutil
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 
 from bench import report, workload
-from bench.plot import draw
+from bench.course import Course, watching
+from bench.plot import MISSING, draw_growth
 from bench.processes import Daemon, Json, standin, workplace
 from bench.report import Goal, Report, Spread
 
@@ -33,45 +30,6 @@ _SECTIONS: dict[str, Json] = {
     "intake": {"scan_interval_s": 0.5, "settle_s": 0.2},
     "status": {"interval_s": INTERVAL_S},
 }
-
-
-@dataclass
-class Course:
-    """What was seen of a daemon while it worked, (seconds since the start, value)."""
-
-    began: float = field(default_factory=time.time)
-    memory_mib: list[tuple[float, float]] = field(default_factory=list)
-    status_age_s: list[tuple[float, float]] = field(default_factory=list)
-
-    @property
-    def oldest_s(self) -> float:
-        """The greatest age that a status document had when it was read."""
-        return max((age for _, age in self.status_age_s), default=0.0)
-
-    def look(self, daemon: Daemon) -> None:
-        """Take one sample."""
-        now = time.time()
-        self.memory_mib.append((now - self.began, daemon.memory_mib()))
-        document = json.loads((daemon.spool / "outbox" / "status.json").read_bytes())
-        self.status_age_s.append((now - self.began, time.time() - document["written_at"]))
-
-
-@contextmanager
-def watching(daemon: Daemon) -> Iterator[Course]:
-    """Look at a daemon during the block."""
-    course, stop = Course(), threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(_LOOK_S):
-            course.look(daemon)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield course
-    finally:
-        stop.set()
-        watcher.join()
 
 
 class Jobs:
@@ -101,7 +59,7 @@ def grow(folder: Path, address: str, jobs: Jobs, requests: int) -> tuple[Json, C
         daemon.start()
         daemon.wait_ready()
         idle = daemon.memory_mib()
-        with watching(daemon) as course:
+        with watching(daemon, _LOOK_S) as course:
             cpu, began = daemon.cpu_s(), time.perf_counter()
             names = drop(daemon, jobs.of(requests))
             daemon.wait(lambda: all(daemon.published(name) for name in names), 3600)
@@ -213,8 +171,8 @@ def main() -> None:
         full = start_full(folder, jobs, chosen.job, 5, chosen.repeat)
     shown.figures = {"sizes": rows, "recovery": recovery, "full_queue": full}
     _show(shown, rows, recovery, full)
-    if chosen.plot and not draw(chosen.plot, rows, course.memory_mib):
-        shown.say("  no plot: matplotlib is not installed (pip install 'inbox-daemon[bench]')")
+    if chosen.plot and not draw_growth(chosen.plot, rows, course.looks):
+        shown.say(MISSING)
     shown.finish(chosen.json)
 
 

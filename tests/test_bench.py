@@ -1,5 +1,6 @@
 """Benchmarks: each runs once at a small size, so that none can rot; no time is asserted."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -34,7 +35,7 @@ def run(name: str, tmp_path: Path, *words: str) -> Json:
 def test_the_machinery_is_compared_with_a_bare_loop(tmp_path: Path) -> None:
     """Rates and CPU time of both ways come out, one value a repetition."""
     found = run("machinery", tmp_path, "--requests", "300", "--repeat", "2")["figures"]
-    for name in ("bare_rps", "daemon_rps", "bare_cpu_us", "daemon_cpu_us", "ratio"):
+    for name in ("bare_rps", "daemon_rps", "bare_cpu_us", "daemon_cpu_us", "quick_rps", "ratio"):
         assert len(found[name]["values"]) == 2
         assert found[name]["median"] >= 0
 
@@ -74,12 +75,15 @@ def test_growth_starts_and_recovery_are_measured(tmp_path: Path) -> None:
 @pytest.mark.xdist_group("vllm")
 def test_every_way_to_drive_vllm_makes_the_same_tokens(tmp_path: Path) -> None:
     """Daemon, bare client, offline vLLM in two forms and run-batch all do the whole work."""
+    plot = tmp_path / "window.png"
     words = ("--requests", "4", "--warm", "2", "--output-mean", "3", "--chunks", "2")
-    found = run("engine", tmp_path, *words)["figures"]
+    found = run("engine", tmp_path, *words, "--plot", str(plot))["figures"]
     assert found["failed"] == {}
     ways = ("daemon", "bare client", "LLM.chat", "chunks of 2", "run-batch")
     counts = {(r["requests"], r["output_tokens"]) for way in ways for r in found[way]["runs"]}
     assert len(counts) == 1
+    assert found["daemon"]["runs"][0]["course"][0]["window"] > 0
+    assert plot.exists() == (importlib.util.find_spec("matplotlib") is not None)
 
 
 def test_a_workload_is_drawn_from_its_seed_alone() -> None:
