@@ -45,13 +45,22 @@ _WORDS: dict[Kind, str] = {
     Kind.ARRAY: "a list",
     Kind.CHOICE: "a string or an object",
 }
-_TEXT_ALONE = frozenset({str})
-# Values of which the type is all that is checked: most of the lines have only these.
-_SIMPLE: dict[str, dict[str, frozenset[type]]] = {
+# Kinds that have a check of their own, which a text always passes.
+_TEXT_IS_GOOD = (Kind.PROMPT, Kind.EMBEDDED, Kind.ITEMS, Kind.SCORED)
+_JSON_TYPES = (str, int, float, bool, _NONE, list, dict)
+
+
+def _settling(kind: Kind) -> frozenset[type]:
+    """The types of which any value is good for this kind, and holds no other value."""
+    good = frozenset({str}) if kind in _TEXT_IS_GOOD else _TYPES.get(kind, frozenset())
+    return good - {list, dict}
+
+
+# By endpoint and type, the parameters of which such a value needs no further check.
+_SETTLED: dict[str, dict[type, frozenset[str]]] = {
     url: {
-        name: _TYPES.get(kind) or _TEXT_ALONE
-        for name, kind in known.items()
-        if kind in _TYPES or kind in {Kind.PROMPT, Kind.EMBEDDED, Kind.ITEMS, Kind.SCORED}
+        one: frozenset(name for name, kind in known.items() if one in _settling(kind))
+        for one in _JSON_TYPES
     }
     for url, known in PARAMETERS.items()
 }
@@ -60,7 +69,8 @@ _USUAL: dict[str, str] = {
     url: min(needed[0]) if len(needed[0]) == 1 else "" for url, needed in NEEDED.items()
 }
 _TALKS = frozenset(url for url, known in PARAMETERS.items() if "messages" in known)
-_NO_TYPE: frozenset[type] = frozenset()
+# The levels of a line whose body is all settled: line, body, messages, message, content, part.
+PLAIN_DEPTH = 6
 
 _MAX_TOKEN_ID = 1 << 31
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
@@ -78,21 +88,39 @@ class _Body:
     rules: BodyConfig
 
 
-def check_body(url: str, body: dict[str, Any], size: int, rules: BodyConfig) -> None:
-    """Check a body for its endpoint; `size` is the length of its line in bytes.
+def unsettled(url: str, body: dict[str, Any]) -> list[str]:
+    """Name the parameters that `check_unsettled` must look at, in their order.
+
+    For most bodies there are none: their values are good by their types alone, and no list
+    or object is in them but plain messages.  A name that the body lacks comes last, where
+    it may lack what it needs.
+    """
+    settled = _SETTLED[url]
+    names = []
+    for name, value in body.items():
+        if name in settled[type(value)]:
+            continue
+        if name != "messages" or url not in _TALKS or not are_plain(value):
+            names.append(name)
+    if _USUAL[url] not in body:
+        names.append(_USUAL[url])
+    return names
+
+
+def check_unsettled(
+    url: str, body: dict[str, Any], names: list[str], size: int, rules: BodyConfig
+) -> None:
+    """Check what `unsettled` named; `size` is the length of the body's line in bytes.
 
     Raises LineFaultError: `body_not_allowed`, `body_over_limit` or `invalid_request`,
     whose param is the path of what is wrong, such as body.chat_template.
     """
-    types_of = _SIMPLE[url].get
-    for key, value in body.items():
-        if type(value) in types_of(key, _NO_TYPE):
-            continue
-        if key == "messages" and url in _TALKS and are_plain(value):
-            continue
-        _check_parameter(_Body(url, body, size, rules), key, value)
-    if _USUAL[url] not in body:
-        _check_needed(url, body)
+    whole = _Body(url, body, size, rules)
+    for name in names:
+        if name in body:
+            _check_parameter(whole, name, body[name])
+        else:
+            _check_needed(url, body)
 
 
 def _check_needed(url: str, body: dict[str, Any]) -> None:
@@ -107,7 +135,8 @@ def _check_parameter(body: _Body, key: str, value: object) -> None:
     if kind is None:
         _check_refused(body, key, value)
     elif kind in _TYPES:
-        raise wrong(f"body.{key}", _WORDS[kind])
+        if type(value) not in _TYPES[kind]:
+            raise wrong(f"body.{key}", _WORDS[kind])
     else:
         _CHECKS[kind](body, f"body.{key}", value)
 

@@ -18,15 +18,11 @@ from inbox_daemon.config import LimitsConfig
 from inbox_daemon.linefaults import LineFaultError
 from inbox_daemon.model import Fault
 from inbox_daemon.records import InvalidLine
-from inbox_daemon.wire import (
-    LinesDigest,
-    Request,
-    custom_id_of,
-    parse_request,
-)
+from inbox_daemon.wire import LinesDigest, check_line, custom_id_of
 
 _READ_BYTES = 1 << 20
 _SHORT_ID = 64
+_NO_LINE = object()
 
 
 @dataclass(slots=True)
@@ -54,15 +50,6 @@ class Validation:
         return self.faults == 0 or (dead_letter_lines and self.faults < self.requests)
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What earlier lines said, as far as later ones must agree with it."""
-
-    custom_ids: dict[str | bytes, int] = field(default_factory=dict)
-    endpoints: set[str] = field(default_factory=set)
-    model: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Served:
     """The models that the engine answers to, and the one that lines may leave out.
@@ -88,20 +75,21 @@ def validate_file(
 
 
 def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (line number, line without its newline); None for a line over `max_bytes`.
+    """Yield (line number, line with its newline); None for a line over `max_bytes`.
 
-    The rest of such a line is skipped without being held.  One that is all white space
-    is blank at any length, as it is for jobrun.index_lines.
+    The newline is not counted, and is cut off no line, as that would copy it.  The rest of
+    a line that is too long is skipped without being held.  One that is all white space is
+    blank at any length, as it is for jobrun.index_lines.
     """
-    number = 0
+    return enumerate(_lines(file, max_bytes), 1)
+
+
+def _lines(file: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
     while line := file.readline(max_bytes + 1):
-        number += 1
-        if line.endswith(b"\n"):
-            yield number, line[:-1]
-        elif len(line) <= max_bytes:
-            yield number, line
+        if len(line) <= max_bytes or line.endswith(b"\n"):
+            yield line
         else:
-            yield number, b"" if _skip_line(file, blank=line.isspace()) else None
+            yield b"\n" if _skip_line(file, blank=line.isspace()) else None
 
 
 def _skip_line(file: BinaryIO, *, blank: bool) -> bool:
@@ -121,17 +109,18 @@ def validate_lines(
     keep_invalid: bool = False,
 ) -> Validation:
     """Check numbered lines as one job; the pure core of `validate_file`."""
-    found, seen = Validation(), _Seen()
+    found, checker = Validation(), _Checker(limits, served)
+    most = limits.max_requests_per_job
     for number, line in lines:
-        if line is not None and not line.strip():
+        if line is not None and line.isspace():
             continue
         found.requests += 1
-        if found.requests > limits.max_requests_per_job:
+        if found.requests > most:
             found.fatal = _too_many(limits)
             break
         fault: Fault | None = None
         try:
-            custom_id: str | None = _check_line(number, line, seen, limits, served)
+            custom_id: str | None = checker.check(number, line)
         except LineFaultError as error:
             fault = error.fault.model_copy(update={"line": number})
         if fault is not None:  # only now, as the exception keeps what was parsed
@@ -142,8 +131,7 @@ def validate_lines(
         found.digest.add(number, custom_id)
     if found.requests == 0:
         found.fatal = Fault(code="empty", message="the file holds no request")
-    found.endpoint = next(iter(seen.endpoints)) if len(seen.endpoints) == 1 else None
-    found.model = seen.model or served.default
+    found.endpoint, found.model = checker.endpoint, checker.model
     if found.fatal is not None:  # first in the list, whatever else was found
         found.faults += 1
         found.listed = [found.fatal, *found.listed][: limit_rules.MAX_LISTED_FAULTS]
@@ -161,44 +149,78 @@ def _too_many(limits: LimitsConfig) -> Fault:
     return Fault(code="too_many_requests", message=message)
 
 
-def _check_line(
-    number: int, line: bytes | None, seen: _Seen, limits: LimitsConfig, served: Served
-) -> str:
-    """Check a line and give its custom_id alone, so that one body is held at a time."""
-    if line is None:
-        message = f"the line is longer than {limits.max_line_bytes} bytes; shorten the request"
-        raise LineFaultError("line_too_long", message)
-    request = parse_request(line, limits)
-    _check_custom_id(number, request, seen)
-    _check_model(request, seen, served)
-    seen.endpoints.add(request.url)
-    return request.custom_id
+class _Checker:
+    """Checks the lines of one file, alone and against the lines before.
 
+    One object with what it needs at hand, as this runs for every line of every job.
+    """
 
-def _check_custom_id(number: int, request: Request, seen: _Seen) -> None:
-    custom_id = request.custom_id
-    # Of a long one, which may take 2 KB, its hash does as well.
-    short = custom_id if len(custom_id) <= _SHORT_ID else _hash(custom_id)
-    first = seen.custom_ids.setdefault(short, number)
-    if first != number:
-        message = f"the custom_id was used in line {first} already; each must be unique in a file"
-        raise LineFaultError("duplicate_custom_id", message, "custom_id")
+    __slots__ = ("_custom_ids", "_limits", "_model", "_named", "_served", "_urls")
+
+    def __init__(self, limits: LimitsConfig, served: Served) -> None:
+        """Start with no line."""
+        self._limits = limits
+        self._served = served
+        self._custom_ids: dict[str | bytes, int] = {}
+        self._urls: set[str] = set()
+        self._model: str | None = None  # what the lines have to agree on
+        self._named: object = _NO_LINE  # what the last good line named, None for no model
+
+    @property
+    def endpoint(self) -> str | None:
+        """The URL of all good lines, None where they differ."""
+        return next(iter(self._urls)) if len(self._urls) == 1 else None
+
+    @property
+    def model(self) -> str | None:
+        """The model of all good lines, as far as it is known."""
+        return self._model or self._served.default
+
+    def check(self, number: int, line: bytes | None) -> str:
+        """Check a line and give its custom_id alone, so that one body is held at a time.
+
+        Raises LineFaultError: the line is no request, or none that goes with the others.
+        """
+        if line is None:
+            limit = self._limits.max_line_bytes
+            message = f"the line is longer than {limit} bytes; shorten the request"
+            raise LineFaultError("line_too_long", message)
+        value = check_line(line, self._limits)
+        custom_id: str = value["custom_id"]
+        # Of a long one, which may take 2 KB, its hash does as well.
+        short = custom_id if len(custom_id) <= _SHORT_ID else _hash(custom_id)
+        first = self._custom_ids.setdefault(short, number)
+        if first != number:
+            raise _duplicate(first)
+        named = value["body"].get("model")
+        if named != self._named:
+            self._check_model(named)
+        self._urls.add(value["url"])
+        return custom_id
+
+    def _check_model(self, named: str | None) -> None:
+        model = named or self._served.default
+        if model is not None:
+            # One that is not served must not decide what the others have to agree with.
+            if self._served.names and model not in self._served.names:
+                raise _unknown_model(model, self._served.names)
+            self._model = self._model or model
+            if model != self._model:
+                message = "the lines name different models; send one file for each"
+                raise LineFaultError("mixed_models", message, "body.model")
+        self._named = named
 
 
 def _hash(custom_id: str) -> bytes:
     return hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
 
 
-def _check_model(request: Request, seen: _Seen, served: Served) -> None:
-    model = request.model or served.default
-    if model is None:
-        return
-    # One that is not served must not decide what the other lines have to agree with.
-    if served.names and model not in served.names:
-        known = ", ".join(sorted(served.names))
-        message = f"the model {model[:60]!a} is not served here; use {known}, or name none"
-        raise LineFaultError("unknown_model", message, "body.model")
-    seen.model = seen.model or model
-    if model != seen.model:
-        message = "the lines name different models; send one file for each"
-        raise LineFaultError("mixed_models", message, "body.model")
+def _duplicate(first: int) -> LineFaultError:
+    message = f"the custom_id was used in line {first} already; each must be unique in a file"
+    return LineFaultError("duplicate_custom_id", message, "custom_id")
+
+
+def _unknown_model(model: str, names: frozenset[str]) -> LineFaultError:
+    known = ", ".join(sorted(names))
+    message = f"the model {model[:60]!a} is not served here; use {known}, or name none"
+    return LineFaultError("unknown_model", message, "body.model")

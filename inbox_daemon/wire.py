@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from inbox_daemon.bodyrules import check_body
+from inbox_daemon.bodyrules import PLAIN_DEPTH, check_unsettled, unsettled
 from inbox_daemon.config import LimitsConfig
 from inbox_daemon.linefaults import LineFaultError, quote
 from inbox_daemon.model import MAX_CUSTOM_ID, URLS
@@ -57,14 +57,35 @@ class Request(NamedTuple):
 
 
 def parse_request(line: bytes, limits: LimitsConfig) -> Request:
-    """Read one line, without its newline, as a request.
+    """Read one line, with or without its newline, as a request.
 
     Raises LineFaultError: it is not valid JSON, too deep, not of the shape of OpenAI's
     batch input line, or its body asks for what may not reach the engine.
     """
-    request = _shape(parse_json(line, limits.max_json_depth))
-    check_body(request.url, request.body, len(line), limits.body)
-    return request
+    value = check_line(line, limits)
+    return Request(value["custom_id"], value["url"], value["body"])
+
+
+def check_line(line: bytes, limits: LimitsConfig) -> dict[str, Any]:
+    """Do what `parse_request` does, and give the line's parsed object.
+
+    The object has a custom_id, a url and a body as in a Request.
+    Raises LineFaultError: as parse_request.
+    """
+    depth = limits.max_json_depth
+    value = _parse(line, depth)
+    try:
+        _check_shape(value)
+    except LineFaultError:
+        _check_depth(line, value, depth)  # too deep is told first, whatever else is wrong
+        raise
+    url, body = value["url"], value["body"]
+    names = unsettled(url, body)
+    if names or depth < PLAIN_DEPTH:  # else it is too flat to be too deep
+        _check_depth(line, value, depth)
+        check_unsettled(url, body, names, len(line), limits.body)
+    checked: dict[str, Any] = value
+    return checked
 
 
 def parse_json(line: bytes, max_depth: int) -> Any:  # noqa: ANN401 - JSON is any value
@@ -72,18 +93,24 @@ def parse_json(line: bytes, max_depth: int) -> Any:  # noqa: ANN401 - JSON is an
 
     Raises LineFaultError: `invalid_json`, `too_deep` or `too_many_values`.
     """
+    value = _parse(line, max_depth)
+    _check_depth(line, value, max_depth)
+    return value
+
+
+def _parse(line: bytes, max_depth: int) -> Any:  # noqa: ANN401 - JSON is any value
+    """Parse one JSON document; `max_depth` is only told, where orjson finds it too deep."""
     if len(line) > _MANY and holds_too_much(line):
         message = f"the line holds more than {_MANY} lists and objects; split the request"
         raise LineFaultError("too_many_values", message)
     try:
-        value = orjson.loads(line)
+        return orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        if line.endswith(b"\n"):  # which moves where the text ends: tell of the line alone
+            return _parse(line.rstrip(b"\n"), max_depth)
         if any(words in str(error).lower() for words in _ORJSON_TOO_DEEP):
             raise _too_deep(max_depth) from None
         raise LineFaultError("invalid_json", _json_advice(line, error)) from None
-    if nests_deeper(line, value, max_depth):
-        raise _too_deep(max_depth)
-    return value
 
 
 def holds_too_much(line: bytes) -> bool:
@@ -92,11 +119,17 @@ def holds_too_much(line: bytes) -> bool:
     A text of three bytes, `[],`, becomes a list of ninety; no other value grows by more
     than twenty times.  Brackets inside of strings are no lists.
     """
-    most = max(_MANY, len(line) // 16)
-    if len(line) <= most or line.count(b"[") + line.count(b"{") <= most:
+    size = len(line) - line.endswith(b"\n")  # the same with and without its newline
+    most = max(_MANY, size // 16)
+    if size <= most or line.count(b"[") + line.count(b"{") <= most:
         return False
     found = (1 for token in _STRING_OR_BRACKET.finditer(line) if line[token.start()] != _QUOTE)
     return next(islice(found, most, None), None) is not None
+
+
+def _check_depth(line: bytes, value: Any, max_depth: int) -> None:  # noqa: ANN401 - JSON is any value
+    if nests_deeper(line, value, max_depth):
+        raise _too_deep(max_depth)
 
 
 def nests_deeper(data: bytes, value: Any, max_depth: int) -> bool:  # noqa: ANN401 - JSON is any value
@@ -152,7 +185,7 @@ def _children(node: Any) -> Any:  # noqa: ANN401 - JSON is any value
     return node if isinstance(node, list) else ()
 
 
-def _shape(value: Any) -> Request:  # noqa: ANN401 - JSON is any value
+def _check_shape(value: Any) -> None:  # noqa: ANN401 - JSON is any value
     """Check the shape by hand: pydantic takes ten times as long for each line."""
     if not isinstance(value, dict):
         raise LineFaultError("invalid_request", "the line must be a JSON object")
@@ -174,7 +207,6 @@ def _shape(value: Any) -> Request:  # noqa: ANN401 - JSON is any value
     model = body.get("model")
     if model is not None and not (isinstance(model, str) and model):
         raise LineFaultError("invalid_request", "body.model must be a string", "body.model")
-    return Request(custom_id, url, body)
 
 
 class LinesDigest:
