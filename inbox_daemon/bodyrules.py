@@ -12,7 +12,7 @@ answer to; a parameter that was opened by name is passed on unchecked.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from inbox_daemon.bodyparts import Contents, are_plain
 from inbox_daemon.bodyschemas import (
@@ -56,21 +56,32 @@ def _settling(kind: Kind) -> frozenset[type]:
     return good - {list, dict}
 
 
-# By endpoint and type, the parameters of which such a value needs no further check.
-_SETTLED: dict[str, dict[type, frozenset[str]]] = {
-    url: {
+class _Usual(NamedTuple):
+    """What makes a body of one endpoint a usual one, behind one look-up.
+
+    `settled` names, by type, the parameters of which such a value needs no further check;
+    `talks` those that may be plain messages; `needed` is a parameter that is all a body
+    needs, and one that it never has where it needs more than one.
+    """
+
+    settled: dict[type, frozenset[str]]
+    talks: frozenset[str]
+    needed: str
+
+
+def _usual(url: str) -> _Usual:
+    known, needed = PARAMETERS[url], NEEDED[url][0]
+    settled = {
         one: frozenset(name for name, kind in known.items() if one in _settling(kind))
         for one in _JSON_TYPES
     }
-    for url, known in PARAMETERS.items()
-}
-# Who has this has all that is needed; where there is no such parameter, it is never there.
-_USUAL: dict[str, str] = {
-    url: min(needed[0]) if len(needed[0]) == 1 else "" for url, needed in NEEDED.items()
-}
-_TALKS = frozenset(url for url, known in PARAMETERS.items() if "messages" in known)
+    talks = frozenset(name for name, kind in known.items() if kind is Kind.MESSAGES)
+    return _Usual(settled, talks, min(needed) if len(needed) == 1 else "")
+
+
+_USUAL = {url: _usual(url) for url in PARAMETERS}
 # The levels of a line whose body is all settled: line, body, messages, message, content, part.
-PLAIN_DEPTH = 6
+SETTLED_DEPTH = 6
 
 _MAX_TOKEN_ID = 1 << 31
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
@@ -95,15 +106,13 @@ def unsettled(url: str, body: dict[str, Any]) -> list[str]:
     or object is in them but plain messages.  A name that the body lacks comes last, where
     it may lack what it needs.
     """
-    settled = _SETTLED[url]
+    settled, talks, needed = _USUAL[url]
     names = []
     for name, value in body.items():
-        if name in settled[type(value)]:
-            continue
-        if name != "messages" or url not in _TALKS or not are_plain(value):
+        if name not in settled[type(value)] and not (name in talks and are_plain(value)):
             names.append(name)
-    if _USUAL[url] not in body:
-        names.append(_USUAL[url])
+    if needed not in body:
+        names.append(needed)
     return names
 
 

@@ -108,7 +108,7 @@ def validate_lines(
     *,
     keep_invalid: bool = False,
 ) -> Validation:
-    """Check numbered lines as one job; the pure core of `validate_file`."""
+    """Check lines as `read_lines` gives them as one job; the pure core of `validate_file`."""
     found, checker = Validation(), _Checker(limits, served)
     most = limits.max_requests_per_job
     for number, line in lines:
@@ -185,17 +185,16 @@ class _Checker:
             limit = self._limits.max_line_bytes
             message = f"the line is longer than {limit} bytes; shorten the request"
             raise LineFaultError("line_too_long", message)
-        value = check_line(line, self._limits)
-        custom_id: str = value["custom_id"]
+        custom_id, url, body = check_line(line, self._limits)
         # Of a long one, which may take 2 KB, its hash does as well.
         short = custom_id if len(custom_id) <= _SHORT_ID else _hash(custom_id)
         first = self._custom_ids.setdefault(short, number)
         if first != number:
             raise _duplicate(first)
-        named = value["body"].get("model")
+        named = body.get("model")
         if named != self._named:
             self._check_model(named)
-        self._urls.add(value["url"])
+        self._urls.add(url)
         return custom_id
 
     def _check_model(self, named: str | None) -> None:

@@ -1,5 +1,6 @@
 """Validation: the yes or no to a whole file, with every fault in its line."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -280,3 +281,26 @@ def test_the_digest_tells_which_line_has_which_custom_id() -> None:
     assert first != digest(request("b"), request("a"))
     assert first != digest(b"", request("a"), request("b"))
     assert first != digest(request("a"), b"nope")
+
+
+def test_the_digest_is_what_it_always_was() -> None:
+    """It is the sha256 of each line's number and custom_id as compact JSON, with nothing between.
+
+    Jobs that were accepted before an update are proved complete after it.
+    """
+    found = check(lines(request("a"), b"", b"nope", request('"],[é')))
+    told = b'[1,"a"][3,null]' + '[4,"\\"],[é"]'.encode()
+    assert found.digest.hexdigest() == hashlib.sha256(told).hexdigest()
+
+
+def test_lines_keep_their_newline_and_their_numbers() -> None:
+    """Lines are handed on as they are; only one over the limit is not handed on at all."""
+    data = b"ab\n\nabcd\nabcde\n     \nab"
+    assert list(read_lines(io.BytesIO(data), 4)) == [
+        (1, b"ab\n"),
+        (2, b"\n"),
+        (3, b"abcd\n"),
+        (4, None),
+        (5, b"\n"),
+        (6, b"ab"),
+    ]
