@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from inbox_daemon import __version__
 from inbox_daemon.engine.base import Fault, FaultKind, Load, Reply
 from inbox_daemon.engine.metrics import parse_load
 
@@ -183,8 +184,11 @@ def _open_session(address: str, **kept: Any) -> tuple[str, aiohttp.ClientSession
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         # Bodies come back as they were written, so none may be compressed on the way.
-        headers={"Accept-Encoding": "identity", "Accept": "application/json"},
-        skip_auto_headers=("User-Agent",),
+        headers={
+            "Accept-Encoding": "identity",
+            "Accept": "application/json",
+            "User-Agent": f"inbox-daemon/{__version__}",
+        },
         auto_decompress=False,
     )
 
