@@ -24,6 +24,7 @@ def draw_growth(path: Path, rows: list[Json], looks: list[Look]) -> bool:
     _line(most_axes, requests, [row["most_mib"] for row in rows], "o-")
     most_axes.axhline(150, color="grey", linestyle="--", label="goal: 150 MiB")
     most_axes.set(title="the daemon's memory at most", xlabel="thousand requests", ylabel="MiB")
+    most_axes.set_ylim(0, 1.15 * max(150, *(row["most_mib"] for row in rows)))
     most_axes.legend()
     _line(course_axes, [look.at_s for look in looks], [look.memory_mib for look in looks], "-")
     title = f"its memory during {rows[-1]['requests']:,} requests"
