@@ -195,8 +195,10 @@ class WindowController:
     def _next(self, reading: _Reading) -> int:
         target = max(self._recent) + self._reserve()
         if reading.thrashing:
-            # Towards fewer running, a little each time, and never to a standstill.
             self._saturated = True
+            if reading.in_flight > self._window:
+                return self._window  # the last cut is not felt yet; another would go too far
+            # Towards fewer running, a little each time, and never to a standstill.
             less = int(0.95 * min(self._window, target))
             return min(self._window, max(less, reading.running // 2))
         if self._excessive >= EXCESS_READINGS:

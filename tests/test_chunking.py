@@ -457,6 +457,15 @@ def test_kv_cache_as_the_limit_is_followed_without_swinging() -> None:
     assert max(step.window for step in warm) <= 1.7 * max(running)
 
 
+@pytest.mark.parametrize("comfortable", [100, 600, 950])
+def test_window_far_too_large_is_not_cut_below_what_can_run(comfortable: int) -> None:
+    """Preemptions go on while what was sent before runs out, and are no reason to cut again."""
+    window = WindowController(MINIMUM, MAXIMUM, 1700)
+    course = drive(Engine(1024, lognormal(15), comfortable=comfortable), 150, window=window)
+    assert min(step.window for step in course) >= 0.9 * comfortable
+    assert max(step.window for step in course[len(course) // 2 :]) <= 1.2 * comfortable
+
+
 def test_workload_that_changes_is_followed_both_ways() -> None:
     """Long requests after short ones shrink the window, and short ones let it grow again."""
     window = WindowController(MINIMUM, MAXIMUM)
