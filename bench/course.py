@@ -17,7 +17,10 @@ from bench.processes import Daemon, Json
 
 @dataclass(frozen=True)
 class Look:
-    """One look; the names are the status document's, None where the engine does not say."""
+    """One look; the names are the status document's, None where nothing says.
+
+    `window` is what the governor lets through of the controller's.
+    """
 
     at_s: float
     memory_mib: float
@@ -27,6 +30,8 @@ class Look:
     running: int | None
     waiting: int | None
     kv_cache_percent: float | None
+    governor: str
+    temperature_c: float | None
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Course:
         """Take one sample."""
         document = json.loads((daemon.spool / "outbox" / "status.json").read_bytes())
         now, worker, engine = time.time(), document["worker"], document["engine"]
+        gpu = document["gpu"] or {}
         self.looks.append(
             Look(
                 at_s=round(now - self.began, 3),
@@ -55,6 +61,8 @@ class Course:
                 running=engine["running"],
                 waiting=engine["waiting"],
                 kv_cache_percent=engine["kv_cache_percent"],
+                governor=worker["governor"],
+                temperature_c=gpu.get("temperature_c"),
             )
         )
 
