@@ -5,7 +5,6 @@ Method: /proc and outbox/status.json, read from outside as an operator would.
 Known limit: the engine's figures in the status are up to a second older than the look.
 """
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ class Course:
 
     def look(self, daemon: Daemon) -> None:
         """Take one sample."""
-        document = json.loads((daemon.spool / "outbox" / "status.json").read_bytes())
+        document = daemon.status_now()
         now, worker, engine = time.time(), document["worker"], document["engine"]
         gpu = document["gpu"] or {}
         self.looks.append(

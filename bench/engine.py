@@ -265,7 +265,9 @@ def parse(shown_gpu: str | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, help="the bare client's requests at a time")
     parser.add_argument("--warm", type=int, help="requests that each start is warmed with")
     parser.add_argument(
-        "--plot", type=Path, help="write a PNG of the window's course there; needs matplotlib"
+        "--plot",
+        type=Path,
+        help="write a PNG of the window over the last job there; needs matplotlib",
     )
     parser.add_argument("--budget-s", type=float, default=470, help="for all of it")
     parser.add_argument("--folder", type=Path, help="where the spool lies; its disk counts")

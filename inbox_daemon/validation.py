@@ -79,7 +79,7 @@ def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | No
 
     The newline is not counted, and is cut off no line, as that would copy it.  The rest of
     a line that is too long is skipped without being held.  One that is all white space is
-    blank at any length, as it is for jobrun.index_lines.
+    blank at any length, as it is for jobinput.
     """
     return enumerate(_lines(file, max_bytes), 1)
 
