@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from inbox_daemon.engine import launch
-from inbox_daemon.engine.runtime import SOCKET_NAME
+from inbox_daemon.engine.process import launch
+from inbox_daemon.engine.process.session import SOCKET_NAME
 
 Json = dict[str, Any]
 CHECKOUT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 """How fast a file is checked, next to parsing it and to vLLM's own check.
 
-Purpose: MB/s of inbox_daemon.validation.validate_file against a loop of orjson.loads
+Purpose: MB/s of inbox_daemon.request.validation.validate_file against a loop of orjson.loads
 over the same lines, and against what `vllm run-batch` does to them before it runs any.
 Method: one file for each length of line; the ways alternate within each repetition, all
 in this process, in seconds of its CPU time, because each keeps one core busy and what
@@ -20,8 +20,8 @@ import orjson
 from bench import report, workload
 from bench.processes import workplace
 from bench.report import Goal, Report, Spread
-from inbox_daemon.config import LimitsConfig
-from inbox_daemon.validation import Served, validate_file
+from inbox_daemon.contract.config import LimitsConfig
+from inbox_daemon.request.validation import Served, validate_file
 
 # The mean words of a prompt, by the name of the file that is made of them.
 SHAPES = {"short lines": 20.0, "typical lines": 430.0, "long lines": 6000.0}

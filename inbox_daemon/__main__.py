@@ -1,5 +1,5 @@
 """`python -m inbox_daemon` is `inbox-daemon`."""
 
-from inbox_daemon.cli import main
+from inbox_daemon.cli.main import main
 
 main()

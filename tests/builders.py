@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 
-from inbox_daemon.config import Config, LimitsConfig
+from inbox_daemon.contract.config import Config, LimitsConfig
+from inbox_daemon.contract.health_documents import ServiceStatus
+from inbox_daemon.contract.records import DeadLetter, DeadReason, JobRecord
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.model import ServiceStatus
-from inbox_daemon.records import DeadLetter, DeadReason, JobRecord
 from inbox_daemon.spool import Spool
 
 CHAT = "/v1/chat/completions"

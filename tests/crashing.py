@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from inbox_daemon import durable
 from inbox_daemon.ledger import Ledger
+from inbox_daemon.spool import durable
 
 
 class CrashError(BaseException):

@@ -31,24 +31,27 @@ from queue import SimpleQueue
 from typing import Any, cast
 
 import flow_script as script
-from inbox_daemon import collecting, documents, retention
-from inbox_daemon.admission import Admission
-from inbox_daemon.config import Config
-from inbox_daemon.control import Controller, load_paused
+from inbox_daemon.contract import job_documents
+from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.names import OUTPUT
+from inbox_daemon.contract.states import Priority
 from inbox_daemon.engine.base import Fault, Reply
-from inbox_daemon.governor import Governor
-from inbox_daemon.intake import Intake
-from inbox_daemon.jobrun import JobRun
+from inbox_daemon.gpu.governor import Governor
+from inbox_daemon.intake.admission import Admission
+from inbox_daemon.intake.control import Controller, load_paused
+from inbox_daemon.intake.loop import Intake
+from inbox_daemon.intake.redrive import Redriver
+from inbox_daemon.intake.watch import Watcher
+from inbox_daemon.jobs.recovery import recover
+from inbox_daemon.jobs.running import JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.publish import publish
-from inbox_daemon.recovery import recover
-from inbox_daemon.redrive import Redriver
-from inbox_daemon.runner import Runner
-from inbox_daemon.spool import OUTPUT, Spool
-from inbox_daemon.states import Priority
-from inbox_daemon.status import Reporter
-from inbox_daemon.validation import Served
-from inbox_daemon.watch import Watcher
+from inbox_daemon.publish import retention
+from inbox_daemon.publish.folder import publish
+from inbox_daemon.report.status import Reporter
+from inbox_daemon.request.validation import Served
+from inbox_daemon.run import arrivals
+from inbox_daemon.run.runner import Runner
+from inbox_daemon.spool import Spool
 from inert_engine import InertEngine
 
 DONE, FAILED, STUCK = 0, 1, 3
@@ -214,7 +217,7 @@ class Flow:
         record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
         run.close()
         self.queue.remove(record.id)
-        self.queue.note(documents.recent_finished(record))
+        self.queue.note(job_documents.recent_finished(record))
         self.runner.wake()
 
     # -- the loop -------------------------------------------------------------------
@@ -272,7 +275,7 @@ class Flow:
 
     async def _report(self) -> None:
         """Write the health, as the daemon does beside everything else."""
-        document = documents.pretty(self.reporter.build(self.info, time.monotonic()))
+        document = job_documents.pretty(self.reporter.build(self.info, time.monotonic()))
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self.spool.write_service_status, document)
 
@@ -343,7 +346,7 @@ def run(base: Path) -> int:
     os.umask(0o027)
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING)
-    collecting.BACKOFF_BASE_S = 0.001
+    arrivals.BACKOFF_BASE_S = 0.001
     try:
         flow = Flow(base)
         try:

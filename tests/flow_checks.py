@@ -14,11 +14,11 @@ from typing import Any
 
 import flow_script as script
 from harness_jobs import schema
+from inbox_daemon.contract.documents import JobStatus
+from inbox_daemon.contract.records import JobRecord
 from inbox_daemon.ledger import MARKER, Ledger
-from inbox_daemon.model import JobStatus
-from inbox_daemon.records import JobRecord
+from inbox_daemon.publish.verify import verify_published, verify_running
 from inbox_daemon.spool import Spool
-from inbox_daemon.verify import verify_published, verify_running
 
 _FILES = {"output.jsonl", "errors.jsonl", "retry.jsonl", "status.json"}
 _LANES = {"high", "low"}

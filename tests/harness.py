@@ -21,7 +21,7 @@ from typing import Any
 
 from harness_jobs import Json, Outputs, check_outputs, schema
 from harness_processes import PATIENCE_S, Found, Process, descendants, process, wait_until
-from inbox_daemon.engine import launch
+from inbox_daemon.engine.process import launch
 
 STANDIN = Path(__file__).with_name("standin.py")
 STOP_S = 30  # the promise of SIGTERM

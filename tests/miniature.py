@@ -12,19 +12,19 @@ from pathlib import Path
 import orjson
 
 from builders import config
-from inbox_daemon import publish as publishing
-from inbox_daemon import wire
-from inbox_daemon.admission import Admission, Answer
-from inbox_daemon.config import Config
-from inbox_daemon.jobqueue import JobQueue
-from inbox_daemon.jobrun import JobRun
+from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.records import Tokens
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.intake.admission import Admission, Answer
+from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.recovery import recover
+from inbox_daemon.jobs.running import JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.records import Tokens
-from inbox_daemon.recovery import recover
+from inbox_daemon.publish.folder import publish
+from inbox_daemon.request.line import output_line
+from inbox_daemon.request.validation import Served
 from inbox_daemon.spool import Spool
-from inbox_daemon.states import Priority
-from inbox_daemon.validation import Served
-from inbox_daemon.watch import Kind, scan
+from inbox_daemon.spool.entries import Kind, scan
 
 
 class Miniature:
@@ -99,12 +99,12 @@ class Miniature:
         self.executed.append((run.record.name, line))
         custom_id = orjson.loads(run.input.read(ordinal))["custom_id"]
         body = orjson.dumps({"echo": custom_id})
-        output = wire.output_line(run.record.id, line, custom_id, 200, "r", body)
+        output = output_line(run.record.id, line, custom_id, 200, "r", body)
         run.succeed(ordinal, output, Tokens(1, 2))
 
     def publish(self, run: JobRun) -> None:
         """Put a complete job's results into outbox/."""
-        record = publishing.publish(run.record, self.spool, self.ledger)
+        record = publish(run.record, self.spool, self.ledger)
         run.close()
         self.queue.remove(record.id)
 

@@ -20,15 +20,15 @@ from typing import Any
 import orjson
 
 from builders import JOB_ID, config, job_record, make_spool
-from inbox_daemon import publish as publishing
-from inbox_daemon.config import Config
+from inbox_daemon.contract.config import Config
 from inbox_daemon.engine.base import EngineState, Fault, FaultKind, Reply
-from inbox_daemon.governor import Governor
-from inbox_daemon.jobrun import JobRun
+from inbox_daemon.gpu.governor import Governor
+from inbox_daemon.jobs.recovery import recover
+from inbox_daemon.jobs.running import JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.recovery import recover
-from inbox_daemon.runner import Runner
-from inbox_daemon.validation import Served, validate_file
+from inbox_daemon.publish.folder import publish
+from inbox_daemon.request.validation import Served, validate_file
+from inbox_daemon.run.runner import Runner
 from inert_engine import InertEngine
 
 PATIENCE_S = 20.0
@@ -225,7 +225,7 @@ class Bench:
         return job_id
 
     async def _publish(self, run: JobRun) -> None:
-        record = await asyncio.to_thread(publishing.publish, run.record, self.spool, self.ledger)
+        record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
         run.close()
         self.queue.remove(record.id)
         self.published.append(record.name)

@@ -17,9 +17,9 @@ _NVML = """
 import json, os, time
 from pathlib import Path
 from types import SimpleNamespace
-import inbox_daemon.readings
+import inbox_daemon.service.worker
 
-inbox_daemon.readings.GPU_TICK_S = 0.05
+inbox_daemon.service.worker.GPU_TICK_S = 0.05
 _STATE = Path(__file__).with_name("card.json")
 NVML_TEMPERATURE_GPU = 0
 NVML_ERROR_UNINITIALIZED, NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED = 1, 2, 3

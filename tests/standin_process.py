@@ -10,7 +10,7 @@ from pathlib import Path
 
 import orjson
 
-from inbox_daemon.config import Config
+from inbox_daemon.contract.config import Config
 from inbox_daemon.engine import Timing, open_engine
 from inbox_daemon.engine.base import Engine, EngineInfo, EngineState, Fault, Reply
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from inbox_daemon.engine.child import Child
+from inbox_daemon.engine.process.child import Child
 
 # Prints a line when it is ready, so that a test need not guess.
 WAIT = "import signal; print('up', flush=True); signal.pause()"

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import BODIES, CHAT, limits, nested, request
-from inbox_daemon import bodytables
-from inbox_daemon.config import BodyConfig
-from inbox_daemon.linefaults import LineFaultError
-from inbox_daemon.model import URLS, Fault
-from inbox_daemon.wire import parse_request
+from inbox_daemon.contract import config
+from inbox_daemon.contract.config import BodyConfig
+from inbox_daemon.contract.documents import URLS, Fault
+from inbox_daemon.request import endpoints
+from inbox_daemon.request.faults import LineFaultError
+from inbox_daemon.request.line import parse_request
 
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
@@ -795,10 +796,10 @@ def test_a_body_without_what_is_to_be_answered_is_refused(url: str) -> None:
 
 NAMES = st.sampled_from(
     sorted(
-        {name for known in bodytables.PARAMETERS.values() for name in known}
-        | bodytables.REFUSED.keys()
-        | bodytables.MESSAGE_KEYS
-        | bodytables.MEDIA_KEYS
+        {name for known in endpoints.PARAMETERS.values() for name in known}
+        | endpoints.REFUSED.keys()
+        | endpoints.MESSAGE_KEYS
+        | endpoints.MEDIA_KEYS
         | {"type", "text", "url", "schema", "\x1b"}
     )
 )
@@ -857,8 +858,8 @@ def models_of(found: Any) -> list[Any]:  # noqa: ANN401 - a model, or a union of
 
 def decided(url: str) -> set[str]:
     """Every name that the tables decide on for an endpoint."""
-    here = bodytables.REFUSED_AT.get(url, {})
-    return {*bodytables.PARAMETERS[url], *bodytables.REFUSED, *bodytables.NEVER, *here}
+    here = endpoints.REFUSED_AT.get(url, {})
+    return {*endpoints.PARAMETERS[url], *endpoints.REFUSED, *config.NEVER, *here}
 
 
 @pytest.mark.vllm
@@ -879,12 +880,12 @@ def test_every_part_of_the_installed_vllm_is_decided() -> None:
     """A type of content part, and a kind of structured output, that vLLM knows is in a table."""
     pytest.importorskip("vllm")
     parts = import_module("vllm.renderers.chat_utils")
-    assert set(parts.MM_PARSER_MAP) <= {*bodytables.PART_KEYS, *bodytables.REFUSED_PARTS}
+    assert set(parts.MM_PARSER_MAP) <= {*endpoints.PART_KEYS, *endpoints.REFUSED_PARTS}
     message = parts.CustomChatCompletionMessageParam.__annotations__
-    assert set(message) <= bodytables.MESSAGE_KEYS
+    assert set(message) <= endpoints.MESSAGE_KEYS
     structured = import_module("vllm.sampling_params").StructuredOutputsParams
     names = {field.name for field in fields(structured) if not field.name.startswith("_")}
-    assert names == {*bodytables.STRUCTURED_KEYS, *bodytables.REFUSED_STRUCTURED}
+    assert names == {*endpoints.STRUCTURED_KEYS, *endpoints.REFUSED_STRUCTURED}
 
 
 @pytest.mark.vllm
@@ -909,7 +910,7 @@ def test_every_parameter_that_openai_documents_is_decided(url: str, module: str,
 @pytest.mark.parametrize("url", URLS)
 def test_a_table_decides_once(url: str) -> None:
     """No parameter both passes and is refused, but for what one endpoint alone has."""
-    shared = bodytables.PARAMETERS[url].keys() & {*bodytables.REFUSED, *bodytables.NEVER}
+    shared = endpoints.PARAMETERS[url].keys() & {*endpoints.REFUSED, *config.NEVER}
     assert shared <= {"best_of"}
-    needed = {name for names in bodytables.NEEDED[url] for name in names}
-    assert needed <= bodytables.PARAMETERS[url].keys()
+    needed = {name for names in endpoints.NEEDED[url] for name in names}
+    assert needed <= endpoints.PARAMETERS[url].keys()

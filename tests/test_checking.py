@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from builders import config, request
-from inbox_daemon.checking import check
-from inbox_daemon.errors import SenderError
+from inbox_daemon.cli.submit import check
+from inbox_daemon.contract.errors import SenderError
 
 
 def said(path: Path, **sections: dict[str, object]) -> tuple[bool, list[str]]:

@@ -16,16 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.chunking import (
-    CALM_READINGS,
-    PATIENCE_READINGS,
-    ChunkSizer,
-    Gate,
-    ThermalGovernor,
-    chunk_size,
-)
 from inbox_daemon.engine.base import Load
-from inbox_daemon.window import DEFAULT_WINDOW, RESERVE_FLOOR, WindowController
+from inbox_daemon.engine.window import DEFAULT_WINDOW, RESERVE_FLOOR, WindowController
+from inbox_daemon.gpu.governor import ChunkSizer, chunk_size
+from inbox_daemon.gpu.heat import CALM_READINGS, PATIENCE_READINGS, Gate, ThermalGovernor
 
 MINIMUM, MAXIMUM = 8, 4096
 

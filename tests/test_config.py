@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from inbox_daemon import config
-from inbox_daemon.config import Config, EngineConfig, known_keys
-from inbox_daemon.errors import ConfigError
-from inbox_daemon.setup import default_config
+from inbox_daemon.cli.setup import default_config
+from inbox_daemon.contract import config
+from inbox_daemon.contract.config import Config, EngineConfig, known_keys
+from inbox_daemon.contract.errors import ConfigError
 
 Write = Callable[[str], Path]
 

@@ -8,16 +8,17 @@ import orjson
 import pytest
 
 from builders import make_spool
-from inbox_daemon import control
-from inbox_daemon.admission import Admission, Answer
-from inbox_daemon.control import Command, Controller, Order, load_paused
-from inbox_daemon.gate import Wait
-from inbox_daemon.records import DeadReason
-from inbox_daemon.redrive import Redriver
+from inbox_daemon.contract.names import Order
+from inbox_daemon.contract.records import DeadReason
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.intake import control
+from inbox_daemon.intake.admission import Admission, Answer
+from inbox_daemon.intake.control import Command, Controller, load_paused
+from inbox_daemon.intake.gate import Wait
+from inbox_daemon.intake.redrive import Redriver
+from inbox_daemon.request.validation import Served
 from inbox_daemon.spool import Spool
-from inbox_daemon.states import Priority
-from inbox_daemon.validation import Served
-from inbox_daemon.watch import scan
+from inbox_daemon.spool.entries import scan
 from scripted import Bench, line
 
 

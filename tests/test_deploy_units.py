@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from inbox_daemon import cli_common, config, daemon
-from inbox_daemon.config import Config
+from inbox_daemon.cli import options
+from inbox_daemon.contract import config
+from inbox_daemon.contract.config import Config
+from inbox_daemon.service import daemon
 from inbox_daemon.spool import Spool
 
 SYSTEMD = Path(__file__).parent.parent / "deploy" / "systemd"
@@ -103,7 +105,7 @@ def test_a_stop_outlasts_the_drain(unit: dict[str, list[str]]) -> None:
 def test_the_service_always_comes_back(unit: dict[str, list[str]]) -> None:
     """However often the daemon ends, systemd starts it again, but not misconfigured."""
     assert unit["Restart"] == ["always"]
-    assert unit["RestartPreventExitStatus"] == [str(cli_common.CONFIG)]
+    assert unit["RestartPreventExitStatus"] == [str(options.CONFIG)]
     assert unit["StartLimitIntervalSec"] == ["0"]
 
 

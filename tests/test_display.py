@@ -7,12 +7,14 @@ import orjson
 import pytest
 
 from builders import JOB_ID, job_record, make_spool, service_status
-from inbox_daemon import display, documents, submit, views
-from inbox_daemon.model import Fault, ServiceStatus
-from inbox_daemon.records import DeadLetter, DeadReason, Progress
-from inbox_daemon.states import BatchStatus, JobState
-from inbox_daemon.submit import Dropped
-from inbox_daemon.views import JobView
+from inbox_daemon.cli import display, submit, views
+from inbox_daemon.cli.submit import Dropped
+from inbox_daemon.cli.views import JobView
+from inbox_daemon.contract import job_documents
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.health_documents import ServiceStatus
+from inbox_daemon.contract.records import DeadLetter, DeadReason, Progress
+from inbox_daemon.contract.states import BatchStatus, JobState
 
 HOSTILE = "[/bold] [red]x[/red] \x1b[31m\x9b \n"
 
@@ -96,7 +98,7 @@ def test_a_stale_status_says_that_nobody_is_there(capsys: pytest.CaptureFixture[
 
 def test_jobs_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Each job has its row, and its name is only a name."""
-    status = documents.job_status(
+    status = job_documents.job_status(
         job_record(name=HOSTILE, status=BatchStatus.COMPLETED, requests=2, completed=2),
         errors=False,
         retry=False,
@@ -109,7 +111,7 @@ def test_jobs_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_jobs_are_json_for_programs() -> None:
     """The machine's form is a list of states and status documents."""
-    status = documents.job_status(job_record(), errors=False, retry=False)
+    status = job_documents.job_status(job_record(), errors=False, retry=False)
     found = orjson.loads(display.jobs_json([JobView(JobState.QUEUED, status)]))
     assert [(row["state"], row["status"]["id"]) for row in found] == [("queued", JOB_ID)]
 
@@ -117,8 +119,8 @@ def test_jobs_are_json_for_programs() -> None:
 def test_one_job_is_shown_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Status, counts, folder and faults are told."""
     spool = make_spool(tmp_path)
-    why = documents.reason(JOB_ID, "job", [Fault(code="x", message=HOSTILE, line=4)], 1000.0)
-    display.print_job(JobView(JobState.REJECTED, documents.refused_status(why, 3)), spool)
+    why = job_documents.reason(JOB_ID, "job", [Fault(code="x", message=HOSTILE, line=4)], 1000.0)
+    display.print_job(JobView(JobState.REJECTED, job_documents.refused_status(why, 3)), spool)
     out = safe(capsys.readouterr().out)
     assert "line 4: x: [/bold]" in out
     assert "3, 0 answered, 0 dead" in out
@@ -130,7 +132,7 @@ def test_energy_is_told_where_it_is_known(
 ) -> None:
     """Joules of a job, and what 1,000 output tokens cost if it has any."""
     progress = Progress(completed=1, output_tokens=2000, energy_j=12_345.6)
-    shown = documents.active_status(job_record(), progress, JobState.RUNNING)
+    shown = job_documents.active_status(job_record(), progress, JobState.RUNNING)
     display.print_job(JobView(JobState.RUNNING, shown), make_spool(tmp_path))
     assert "12,346 J, 6,172.8 J for 1,000 output tokens" in capsys.readouterr().out
     job = hostile_status().jobs[0].model_copy(update={"energy_j": 7.0})
@@ -166,7 +168,7 @@ def test_the_end_of_a_job_is_an_exit_status(
 ) -> None:
     """A script can tell a job without faults from one with dead letters."""
     record = job_record(requests=2, completed=2 - failed, failed=failed)
-    status = documents.job_status(record, errors=failed > 0, retry=False)
+    status = job_documents.job_status(record, errors=failed > 0, retry=False)
     assert display.print_outcome(make_spool(tmp_path), status) == code
     assert "outbox/job" in capsys.readouterr().err
 
@@ -176,7 +178,7 @@ def test_a_refusal_is_an_exit_status_too(
 ) -> None:
     """The first faults are shown and the file's place is named."""
     faults = [Fault(code="x", message=HOSTILE, line=n) for n in range(1, 20)]
-    why = documents.reason(JOB_ID, "job", faults, 1000.0, file="job.jsonl")
+    why = job_documents.reason(JOB_ID, "job", faults, 1000.0, file="job.jsonl")
     assert display.print_outcome(make_spool(tmp_path), why) == 1
     err = safe(capsys.readouterr().err)
     assert err.count("  line ") == 10
@@ -188,8 +190,8 @@ def test_following_shows_progress_until_all_have_ended(
 ) -> None:
     """The bars go on while anything is open, whatever the engine says meanwhile."""
     spool, looks = make_spool(tmp_path), 0
-    done = documents.job_status(job_record(), errors=False, retry=False)
-    why = documents.reason(JOB_ID, "other", [Fault(code="x", message="m")], 1000.0)
+    done = job_documents.job_status(job_record(), errors=False, retry=False)
+    why = job_documents.reason(JOB_ID, "other", [Fault(code="x", message="m")], 1000.0)
     states = [None, service_status(), hostile_status(), hostile_status()]
 
     def look(_: object) -> ServiceStatus | None:
@@ -210,8 +212,8 @@ def test_two_files_of_one_name_are_both_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second may have been dropped after the first was taken; each has its own end."""
-    done = documents.job_status(job_record(), errors=False, retry=False)
-    why = documents.reason(JOB_ID, "job", [Fault(code="name_in_use", message="m")], 1000.0)
+    done = job_documents.job_status(job_record(), errors=False, retry=False)
+    why = job_documents.reason(JOB_ID, "job", [Fault(code="name_in_use", message="m")], 1000.0)
     ends = {"0" * 64: done, "1" * 64: why}
     monkeypatch.setattr(submit, "outcome", lambda _, d: ends[d.sha256])
     drops = [Dropped("job", sha256, 1, 0.0) for sha256 in ends]

@@ -16,9 +16,12 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from inbox_daemon import __version__, bodytables, cli, config, limits, model, states, validation
-from inbox_daemon.config import Config
-from inbox_daemon.records import DeadReason
+from inbox_daemon import __version__
+from inbox_daemon.cli import main
+from inbox_daemon.contract import config, health_documents, json_schemas, limits, states
+from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.records import DeadReason
+from inbox_daemon.request import endpoints, validation
 from inbox_daemon.spool import Spool
 
 CHECKOUT = Path(__file__).parent.parent
@@ -78,7 +81,7 @@ def commands() -> dict[str, Any]:
         for child in (children or {}).values():
             walk(child, f"{name} {child.name}")
 
-    walk(typer.main.get_command(cli.app), "inbox-daemon")
+    walk(typer.main.get_command(main.app), "inbox-daemon")
     return found
 
 
@@ -226,7 +229,7 @@ def test_no_key_is_invented() -> None:
 def _paths_of_documents() -> set[str]:
     """`object.field` of all documents, which look like keys: `engine.state`, `queue.…`."""
     found = set()
-    for kind in model.DOCUMENTS.values():
+    for kind in json_schemas.DOCUMENTS.values():
         for name, field in kind.model_fields.items():
             for inner in _models_in(field.annotation):
                 found |= {f"{name}.{key}" for key in inner.model_fields}
@@ -245,10 +248,10 @@ def test_what_is_refused_by_name_is_refused() -> None:
     words = re.search(r"Refused by name,(.*?)and some more; (.*)", prose("README.md"))
     assert words
     refused = set(code(words[1]))
-    assert refused <= {*bodytables.REFUSED, *bodytables.NEVER}
+    assert refused <= {*endpoints.REFUSED, *config.NEVER}
     never = re.search(r"by its name, but for (.*?)\.", words[2])
     assert never
-    assert set(code(never[1])) == set(bodytables.NEVER)
+    assert set(code(never[1])) == set(config.NEVER)
 
 
 # -- documents --------------------------------------------------------------------------------
@@ -266,15 +269,15 @@ def examples() -> list[tuple[str, Any]]:
 
 def test_every_document_has_an_example() -> None:
     """Each document with a schema is shown, and each example is of one."""
-    assert {name for name, _ in examples()} == set(model.DOCUMENTS)
+    assert {name for name, _ in examples()} == set(json_schemas.DOCUMENTS)
 
 
 @pytest.mark.parametrize(("name", "example"), examples(), ids=lambda value: str(value)[:20])
 def test_an_example_is_valid(name: str, example: Any) -> None:  # noqa: ANN401 - JSON is any value
     """An example fits model and schema and has no field that is in neither."""
-    kind = model.DOCUMENTS[name]
+    kind = json_schemas.DOCUMENTS[name]
     kind.model_validate(example)
-    jsonschema.validate(example, model.json_schema(name))
+    jsonschema.validate(example, json_schemas.json_schema(name))
     assert _unknown(example, kind, name) == []
 
 
@@ -282,14 +285,14 @@ def test_an_example_is_valid(name: str, example: Any) -> None:  # noqa: ANN401 -
 def test_an_example_shows_every_field(name: str) -> None:
     """Some example of a document has each of its fields."""
     shown = {key for other, example in examples() if other == name for key in example}
-    assert shown == set(model.DOCUMENTS[name].model_fields)
+    assert shown == set(json_schemas.DOCUMENTS[name].model_fields)
 
 
 @pytest.mark.parametrize("field", ["gpu", "worker", "engine", "queue", "disk", "limits", "jobs"])
 def test_the_health_shows_every_field_of_its_parts(field: str) -> None:
     """The example of the health has each field of each of its parts."""
     example = next(example for name, example in examples() if name == "status")[field]
-    kind = next(_models_in(model.ServiceStatus.model_fields[field].annotation))
+    kind = next(_models_in(health_documents.ServiceStatus.model_fields[field].annotation))
     part = example[0] if isinstance(example, list) else example
     assert set(part) == set(kind.model_fields)
 
@@ -356,7 +359,7 @@ def test_every_schema_is_named() -> None:
     line = next(
         line for line in text("README.md").splitlines() if "`inbox-daemon schema NAME`" in line
     )
-    assert set(model.DOCUMENTS) <= set(code(line))
+    assert set(json_schemas.DOCUMENTS) <= set(code(line))
 
 
 # -- the sender's page ------------------------------------------------------------------------
@@ -497,7 +500,7 @@ def test_every_folder_is_described() -> None:
 
 def test_every_order_is_listed() -> None:
     """The table of control files has each order, for one job and for all."""
-    control = pytest.importorskip("inbox_daemon.control")
+    control = pytest.importorskip("inbox_daemon.intake.control")
     shown = {word for row in table("README.md", "file | order") for word in code(row[0])}
     assert shown == {f"{name}.{order}" for order in control.Order for name in ("NAME", "ALL")}
 
@@ -526,9 +529,9 @@ def test_every_event_is_listed_with_its_level() -> None:
 def test_every_word_for_a_state_is_explained() -> None:
     """The README names each value that a state in the health can take."""
     for kind, field in (
-        (model.ServiceStatus, "status"),
-        (model.WorkerStatus, "state"),
-        (model.EngineStatus, "state"),
+        (health_documents.ServiceStatus, "status"),
+        (health_documents.WorkerStatus, "state"),
+        (health_documents.EngineStatus, "state"),
     ):
         values = getattr(kind.model_fields[field].annotation, "__args__", ())
         assert values
@@ -538,21 +541,16 @@ def test_every_word_for_a_state_is_explained() -> None:
 # -- modules and versions -----------------------------------------------------------------------
 
 
-def test_the_module_map_is_the_real_one() -> None:
-    """DESIGN.md names each module of the package with a line, and no other."""
+def test_the_map_of_rooms_is_the_real_one() -> None:
+    """DESIGN.md names each room of the package with a line, and no other."""
     block = re.search(r"```\n(inbox_daemon/\n.*?)```", text("DESIGN.md"), re.DOTALL)
     assert block
-    folders: dict[int, str] = {}
-    shown = set()
-    for indent, name, rest in re.findall(r"(?m)^( *)(\S+)(.*)$", block[1]):
-        if name.endswith("/"):
-            folders[len(indent)] = name
-            continue
-        assert rest.strip(), f"{name} has no words"
-        above = "".join(folder for depth, folder in sorted(folders.items()) if depth < len(indent))
-        shown.add(above + name)
-    real = {str(path.relative_to(CHECKOUT)) for path in PACKAGE.rglob("*.py")}
-    assert shown == real
+    shown = {}
+    for indent, name, words in re.findall(r"(?m)^( +)(\S+)/ *(.*)$", block[1]):
+        shown["engine/process" if len(indent) > 2 else name] = words
+    real = {str(path.parent.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")} - {"."}
+    assert shown.keys() == real
+    assert all(shown.values())
 
 
 def test_every_module_that_is_named_exists() -> None:

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import JOB_ID, job_record
-from inbox_daemon import documents
-from inbox_daemon.documents import pretty
-from inbox_daemon.model import MAX_EXPIRES_IN_S, Document, Fault, JobOptions, Usage, json_schema
-from inbox_daemon.records import DeadReason, Progress
-from inbox_daemon.states import BatchStatus, JobState
+from inbox_daemon.contract import job_documents
+from inbox_daemon.contract.documents import MAX_EXPIRES_IN_S, Document, Fault, JobOptions, Usage
+from inbox_daemon.contract.job_documents import pretty
+from inbox_daemon.contract.json_schemas import json_schema
+from inbox_daemon.contract.records import DeadReason, Progress
+from inbox_daemon.contract.states import BatchStatus, JobState
 
 NOW = 5000.7
 FAULT = Fault(code="invalid_json", message="it is no JSON", line=3)
@@ -44,7 +45,7 @@ def finished(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - any field
         "finished_at": NOW,
     }
     record = job_record(**(known | fields))
-    return valid("job-status", documents.job_status(record, errors=True, retry=True))
+    return valid("job-status", job_documents.job_status(record, errors=True, retry=True))
 
 
 # -- finished -----------------------------------------------------------------------
@@ -70,7 +71,7 @@ def test_a_finished_job_tells_what_to_do_next() -> None:
 def test_files_that_are_not_there_are_not_named() -> None:
     """A job in which all went well has neither errors nor retries."""
     record = job_record(completed=1, status=BatchStatus.COMPLETED, finished_at=NOW)
-    found = valid("job-status", documents.job_status(record, errors=False, retry=False))
+    found = valid("job-status", job_documents.job_status(record, errors=False, retry=False))
     assert (found["error_file_id"], found["retry_file"]) == (None, None)
     assert found["message"] == "1 of 1 requests were answered"
 
@@ -99,7 +100,7 @@ def test_energy_is_told_with_what_it_bought() -> None:
 def test_energy_of_a_running_job_is_that_of_its_checkpoint() -> None:
     """Joules and tokens that were committed together are told together."""
     progress = Progress(completed=1, output_tokens=500, energy_j=20.0)
-    shown = documents.active_status(job_record(requests=9), progress, JobState.RUNNING)
+    shown = job_documents.active_status(job_record(requests=9), progress, JobState.RUNNING)
     assert (shown.energy_j, shown.energy_j_per_1000_output_tokens) == (20.0, 40.0)
 
 
@@ -148,7 +149,7 @@ def test_an_active_job_has_the_word_of_its_state(
     """Queued, running and ending jobs have the words of OpenAI's Batch."""
     record = job_record(requests=9, ending=ending)
     progress = Progress(completed=2, failed=1)
-    found = valid("job-status", documents.active_status(record, progress, state))
+    found = valid("job-status", job_documents.active_status(record, progress, state))
     assert found["status"] == word
     assert found["request_counts"] == {"total": 9, "completed": 2, "failed": 1}
 
@@ -161,7 +162,7 @@ def test_a_redelivery_says_that_nothing_runs_again() -> None:
         finished_at=NOW,
         checksums={"output.jsonl": "0" * 64},
     )
-    found = valid("job-status", documents.redelivered_status(record, 6000.0))
+    found = valid("job-status", job_documents.redelivered_status(record, 6000.0))
     assert (found["id"], found["redelivered_at"], found["status"]) == (JOB_ID, 6000, "completed")
     assert (found["output_file_id"], found["error_file_id"], found["retry_file"]) == (None,) * 3
     assert found["checksums"] is None
@@ -173,7 +174,7 @@ def test_a_redelivery_says_that_nothing_runs_again() -> None:
 
 def test_a_refusal_lists_its_faults_and_the_first_leads() -> None:
     """Code and sentence are those of the first fault, with its line and how many more."""
-    why = documents.reason(JOB_ID, "job", [FAULT, FULL], NOW, count=7)
+    why = job_documents.reason(JOB_ID, "job", [FAULT, FULL], NOW, count=7)
     found = valid("reason", why)
     assert (found["code"], found["fault_count"], len(found["faults"])) == ("invalid_json", 7, 2)
     assert found["message"] == "the file was refused: line 3: it is no JSON (and 6 more)"
@@ -184,19 +185,19 @@ def test_a_refusal_lists_its_faults_and_the_first_leads() -> None:
 )
 def test_a_refusal_is_retryable_only_if_all_of_it_is(faults: list[Fault], retryable: bool) -> None:  # noqa: FBT001 - a table
     """The same bytes are worth sending again only if nothing in them is wrong."""
-    assert documents.reason(JOB_ID, "job", faults, NOW).retryable == retryable
+    assert job_documents.reason(JOB_ID, "job", faults, NOW).retryable == retryable
 
 
 def test_a_refusal_lists_a_hundred_faults_at_most() -> None:
     """The document stays readable, whoever gives it more."""
-    why = documents.reason(JOB_ID, "job", [FAULT] * 300, NOW, count=300)
+    why = job_documents.reason(JOB_ID, "job", [FAULT] * 300, NOW, count=300)
     assert (len(why.faults), why.fault_count) == (100, 300)
 
 
 def test_a_refusal_is_a_failed_batch_in_the_outbox() -> None:
     """The web app finds the refusal with its faults where it looks for results."""
-    why = documents.reason(JOB_ID, "job", [FAULT], NOW, sha256="0" * 64, size=12)
-    found = valid("job-status", documents.refused_status(why, 4))
+    why = job_documents.reason(JOB_ID, "job", [FAULT], NOW, sha256="0" * 64, size=12)
+    found = valid("job-status", job_documents.refused_status(why, 4))
     assert (found["status"], found["failed_at"], found["retryable"]) == ("failed", 5000, False)
     assert found["errors"]["data"][0]["line"] == 3
     assert (found["request_counts"]["total"], found["bytes"]) == (4, 12)
@@ -207,7 +208,7 @@ def test_a_refusal_is_a_failed_batch_in_the_outbox() -> None:
 
 def test_recent_jobs_are_told_in_a_line_each() -> None:
     """Finished and refused jobs appear with their end and a sentence."""
-    done = documents.recent_finished(
+    done = job_documents.recent_finished(
         job_record(completed=1, status=BatchStatus.COMPLETED, finished_at=NOW)
     )
     assert (done.status, done.at, done.message) == (
@@ -215,7 +216,7 @@ def test_recent_jobs_are_told_in_a_line_each() -> None:
         5000,
         "1 of 1 requests were answered",
     )
-    refused = documents.recent_rejected(documents.reason(JOB_ID, "job", [FULL], NOW))
+    refused = job_documents.recent_rejected(job_documents.reason(JOB_ID, "job", [FULL], NOW))
     assert (refused.status, refused.at) == ("rejected", 5000)
     assert refused.message.startswith("queue_full: ")
 
@@ -243,5 +244,5 @@ def test_every_finished_job_is_valid_by_its_schema(
         status=status,
         finished_at=NOW,
     )
-    valid("job-status", documents.job_status(record, errors=failed > 0, retry=retry))
-    valid("job-status", documents.redelivered_status(record, NOW))
+    valid("job-status", job_documents.job_status(record, errors=failed > 0, retry=retry))
+    valid("job-status", job_documents.redelivered_status(record, NOW))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inbox_daemon import durable
+from inbox_daemon.spool import durable
 
 DATA = b"some content\n"
 
@@ -240,7 +240,7 @@ def test_lines_of_our_own_are_written_with_their_checksum(tmp_path: Path) -> Non
 HOLDER = """
 import os, sys
 from pathlib import Path
-from inbox_daemon import durable
+from inbox_daemon.spool import durable
 fd = durable.lock_file(Path(sys.argv[1]), b"other")
 print(fd is not None, flush=True)
 sys.stdin.read()

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.energy import COUNTER_LAG_S, MAX_GAP_S, MAX_POWER_W, EnergyAccounts, EnergyMeter
+from inbox_daemon.gpu.energy import (
+    COUNTER_LAG_S,
+    MAX_GAP_S,
+    MAX_POWER_W,
+    EnergyAccounts,
+    EnergyMeter,
+)
 
 Reading = tuple[float, float | None, float | None]
 

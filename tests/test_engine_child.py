@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inbox_daemon.engine.child import KEPT_LINES, Child, Launch, clean, describe_exit
+from inbox_daemon.engine.process.child import KEPT_LINES, Child, Launch, clean, describe_exit
 from standin_programs import STUBBORN, WAIT, WITH_HELPER, noted, until_lines
 
 GRACE_S = 20.0

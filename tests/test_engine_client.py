@@ -11,7 +11,7 @@ import pytest
 
 from inbox_daemon.engine.base import Fault, FaultKind, Load, Reply
 from inbox_daemon.engine.client import Client, Health
-from inbox_daemon.engine.metrics import parse_load
+from inbox_daemon.engine.load import parse_load
 from standin_process import CHAT, chat, echoed, running_standin
 
 LONG_S = 30.0

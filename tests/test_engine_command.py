@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inbox_daemon.config import Config
-from inbox_daemon.engine.command import chooses_rust, custom_launch, vllm_launch
+from inbox_daemon.contract.config import Config
+from inbox_daemon.engine.process.command import chooses_rust, custom_launch, vllm_launch
 
 SOCKET = Path("/run/inbox/engine.sock")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inbox_daemon.engine.diagnosis import explain, known_cause, telling_line, tells
+from inbox_daemon.engine.process.diagnosis import explain, known_cause, telling_line, tells
 
 # Each as it was printed by vLLM 0.32 on a machine without a GPU, cut on the right.
 SEEN = {

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from inbox_daemon.engine.base import EngineState, Fault, FaultKind, Reply
-from inbox_daemon.engine.child import Launch
-from inbox_daemon.engine.server import ChildServer
+from inbox_daemon.engine.process.child import Launch
+from inbox_daemon.engine.process.servers import ChildServer
 from inbox_daemon.engine.supervisor import Supervisor
 from standin_process import CHAT, PROGRAM, QUICK, Watched, chat
 

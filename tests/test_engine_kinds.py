@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inbox_daemon.config import Config
+from inbox_daemon.contract.config import Config
 from inbox_daemon.engine import Timing
 from inbox_daemon.engine.base import EngineState, Fault, Reply
 from standin_process import ask, ready, running_standin, supervised
@@ -75,7 +75,8 @@ async def test_a_server_of_somebody_else_may_go_and_come_back(tmp_path: Path) ->
 def test_the_limit_of_open_files_is_raised(tmp_path: Path) -> None:
     """A daemon born with room for few connections makes room for all that are allowed."""
     program = (
-        "import resource; from pathlib import Path; from inbox_daemon.config import Config;"
+        "import resource; from pathlib import Path;"
+        "from inbox_daemon.contract.config import Config;"
         "from inbox_daemon.engine import open_engine;"
         "open_engine(Config(), Path(), on_change=print);"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE))"

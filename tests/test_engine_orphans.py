@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from inbox_daemon.engine.child import Child, Launch
-from inbox_daemon.engine.processes import (
+from inbox_daemon.engine.process.child import Child, Launch
+from inbox_daemon.engine.process.session import (
     Leader,
     Note,
     leader_of,
+    make_folder,
     read_record,
     reap_orphans,
+    remove_folder,
     write_record,
 )
-from inbox_daemon.engine.runtime import make_folder, remove_folder
 from standin_process import alive
 from standin_programs import STUBBORN, WAIT, WITH_HELPER, noted, until, until_lines
 
@@ -48,7 +49,7 @@ def write_note(record: Path, leader: Leader) -> None:
 PARENT = """
 import asyncio, os, sys
 from pathlib import Path
-from inbox_daemon.engine.child import Child, Launch
+from inbox_daemon.engine.process.child import Child, Launch
 
 async def main():
     launch = Launch((sys.executable, "-c", sys.argv[2]), dict(os.environ))

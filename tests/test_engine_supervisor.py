@@ -11,7 +11,7 @@ import pytest
 
 from inbox_daemon.engine import RECORD_NAME, Timing
 from inbox_daemon.engine.base import EngineState, Fault, FaultKind, Reply
-from inbox_daemon.engine.processes import reap_orphans
+from inbox_daemon.engine.process.session import reap_orphans
 from standin_process import (
     QUICK,
     Watched,

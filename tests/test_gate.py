@@ -10,11 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import config, make_spool, request
-from inbox_daemon import gate
-from inbox_daemon.gate import Pass, Refuse, Wait
+from inbox_daemon.contract.names import (
+    escape,
+    is_control_name,
+    is_job_name,
+    is_sidecar,
+    job_of_sidecar,
+    safe_stem,
+)
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.intake import gate
+from inbox_daemon.intake.gate import Pass, Refuse, Wait
 from inbox_daemon.spool import Spool
-from inbox_daemon.states import Priority
-from inbox_daemon.watch import Entry, scan
+from inbox_daemon.spool.entries import Entry, scan
 
 GOOD = request("a") + b"\n"
 SHA256 = "0" * 64
@@ -111,7 +119,7 @@ def test_only_regular_files_of_one_link_are_opened(spool: Spool, tmp_path: Path)
 @given(st.text(min_size=1, max_size=200))
 def test_any_name_is_shown_in_printable_ascii(name: str) -> None:
     """Whatever a sender calls a file, the status and the log stay readable."""
-    shown = gate.escape(name)
+    shown = escape(name)
     assert shown.isascii()
     assert shown.isprintable()
 
@@ -119,8 +127,8 @@ def test_any_name_is_shown_in_printable_ascii(name: str) -> None:
 @given(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=200))
 def test_any_name_has_a_stem_that_is_safe(name: str) -> None:
     """The stem of a refused file's name can be a folder of outbox/ that is a job's alone."""
-    stem = gate.safe_stem(name)
-    assert gate.is_job_name(f"{stem}.jsonl") or gate.is_job_name(f"{stem[:119]}.jsonl")
+    stem = safe_stem(name)
+    assert is_job_name(f"{stem}.jsonl") or is_job_name(f"{stem[:119]}.jsonl")
     assert stem not in {"status.json", "ALL"}
 
 
@@ -140,7 +148,7 @@ def test_any_name_has_a_stem_that_is_safe(name: str) -> None:
 )
 def test_a_stem_stays_close_to_the_name(name: str, stem: str) -> None:
     """A sender recognises its file by the stem."""
-    assert gate.safe_stem(name) == stem
+    assert safe_stem(name) == stem
 
 
 @pytest.mark.parametrize(
@@ -162,15 +170,15 @@ def test_a_stem_stays_close_to_the_name(name: str, stem: str) -> None:
 )
 def test_files_beside_jobs_are_known_by_their_ends(name: str, kind: str | None) -> None:
     """Orders and sidecars are told from jobs and from each other."""
-    found = "control" if gate.is_control_name(name) else None
-    found = "sidecar" if gate.is_sidecar(name) else found
+    found = "control" if is_control_name(name) else None
+    found = "sidecar" if is_sidecar(name) else found
     assert found == kind
 
 
 def test_a_sidecar_knows_its_job() -> None:
     """Marker and options belong to NAME.jsonl."""
-    assert gate.job_of_sidecar("a.jsonl.ready") == "a.jsonl"
-    assert gate.job_of_sidecar("a.options.json") == "a.jsonl"
+    assert job_of_sidecar("a.jsonl.ready") == "a.jsonl"
+    assert job_of_sidecar("a.options.json") == "a.jsonl"
 
 
 def test_only_the_lanes_of_inbox_are_lanes() -> None:

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import config, job_record, make_spool, request
-from inbox_daemon.chunking import CALM_READINGS, Gate
 from inbox_daemon.engine.base import Fault, Load, Reply
-from inbox_daemon.governor import MIN_WINDOW, STEADY_READINGS, Change, Governor
-from inbox_daemon.gpu import THROTTLE_REASONS, GpuSample
-from inbox_daemon.jobqueue import JobQueue
-from inbox_daemon.jobrun import JobRun
+from inbox_daemon.engine.window import DEFAULT_WINDOW
+from inbox_daemon.gpu.governor import MIN_WINDOW, STEADY_READINGS, Change, Governor
+from inbox_daemon.gpu.heat import CALM_READINGS, Gate
+from inbox_daemon.gpu.nvml import THROTTLE_REASONS, GpuSample
+from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.running import JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.runner import Runner
-from inbox_daemon.window import DEFAULT_WINDOW
+from inbox_daemon.run.runner import Runner
 from inert_engine import InertEngine
 
 VLLM: dict[str, Any] = {"engine": {"model": "/models/one"}}

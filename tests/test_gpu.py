@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pynvml
 import pytest
 
-from inbox_daemon.gpu import GpuSample, NvmlGpu, main, open_gpu
+from inbox_daemon.gpu.nvml import GpuSample, NvmlGpu, main, open_gpu
 
 GIB = 2**30
 OURS, THEIRS = 100, 200
@@ -375,7 +375,7 @@ def test_close_gives_up_on_a_hanging_driver(
     nvml: FakeNvml, gpu: NvmlGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing while the driver hangs leaves it alone instead of hanging too."""
-    monkeypatch.setattr("inbox_daemon.gpu.CLOSE_PATIENCE_S", 0.0)
+    monkeypatch.setattr("inbox_daemon.gpu.nvml.CLOSE_PATIENCE_S", 0.0)
     read(gpu)
     with gpu._busy:
         gpu.close()
@@ -409,7 +409,7 @@ def test_real_driver_answers_or_is_absent() -> None:
 def test_module_prints_a_sample() -> None:
     """Run as a module it prints JSON: one sample, or null."""
     printed = subprocess.run(
-        [sys.executable, "-m", "inbox_daemon.gpu"], check=False, capture_output=True, text=True
+        [sys.executable, "-m", "inbox_daemon.gpu.nvml"], check=False, capture_output=True, text=True
     )
     document = json.loads(printed.stdout)
     assert printed.returncode == (0 if document is None or document["healthy"] else 1)
@@ -419,7 +419,7 @@ def test_sick_card_shows_in_the_exit_status(
     nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A script can tell a sick card by the exit status and read why."""
-    monkeypatch.setattr("inbox_daemon.gpu.open_gpu", lambda index: NvmlGpu(index, nvml))
+    monkeypatch.setattr("inbox_daemon.gpu.nvml.open_gpu", lambda index: NvmlGpu(index, nvml))
     assert main([]) == 0
     assert json.loads(capsys.readouterr().out)["memory_percent"] == 90.0
     assert main(["5"]) == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inbox_daemon.hang import HangDetector
+from inbox_daemon.service.stalls import HangDetector
 
 
 @pytest.fixture

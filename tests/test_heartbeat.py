@@ -11,7 +11,7 @@ import pytest
 from conftest import MakeDaemon
 from harness_jobs import chats
 from harness_processes import wait_until
-from inbox_daemon.heartbeat import Heartbeat, Turn
+from inbox_daemon.service.stalls import Heartbeat, Turn
 
 PATIENCE_S = 720.0
 

@@ -12,13 +12,13 @@ import orjson
 import pytest
 
 from builders import config, request
-from inbox_daemon import intake
-from inbox_daemon.control import Command, Controller
-from inbox_daemon.intake import Intake
-from inbox_daemon.model import Fault, WaitingDrop
-from inbox_daemon.settling import Signature
-from inbox_daemon.states import Priority
-from inbox_daemon.watch import identity_of
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.health_documents import WaitingDrop
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.intake import loop
+from inbox_daemon.intake.control import Command, Controller
+from inbox_daemon.intake.loop import Intake
+from inbox_daemon.spool.entries import Signature, identity_of
 from miniature import Miniature
 
 GOOD = request("a") + b"\n" + request("b") + b"\n"
@@ -418,8 +418,8 @@ async def test_a_flood_of_strangers_holds_no_job_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names that are none and hidden files are kept few, and the jobs among them are taken."""
-    monkeypatch.setattr(intake, "MAX_SEEN", 3)
-    monkeypatch.setattr(intake, "MAX_WAITING", 4)
+    monkeypatch.setattr(loop, "MAX_SEEN", 3)
+    monkeypatch.setattr(loop, "MAX_WAITING", 4)
     flooded = Gatehouse(tmp_path / "spool")
     for number in range(20):
         flooded.put(b"", f"bad name {number}")

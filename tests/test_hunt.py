@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.hunt import CHANCE_S, DEATHS_ALONE, MOST_DEATHS_ALONE, Hunt, Suspect
+from inbox_daemon.run.poison import CHANCE_S, DEATHS_ALONE, MOST_DEATHS_ALONE, Hunt, Suspect
 
 JOB = "01JZZZZZZZZZZZZZZZZZZZZZZ0"
 NOW = 1e9

@@ -12,15 +12,16 @@ import orjson
 import pytest
 
 from builders import config, request
-from inbox_daemon import durable
-from inbox_daemon.admission import Answer
-from inbox_daemon.control import Command, Controller, Order
-from inbox_daemon.intake import MAX_WAITING, Intake
-from inbox_daemon.model import Fault, json_schema
-from inbox_daemon.spool import Spool
-from inbox_daemon.states import Priority
-from inbox_daemon.validation import Served
-from inbox_daemon.watch import scan
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.json_schemas import json_schema
+from inbox_daemon.contract.names import Order
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.intake.admission import Answer
+from inbox_daemon.intake.control import Command, Controller
+from inbox_daemon.intake.loop import MAX_WAITING, Intake
+from inbox_daemon.request.validation import Served
+from inbox_daemon.spool import Spool, durable
+from inbox_daemon.spool.entries import scan
 from miniature import Miniature
 
 GOOD = request("a") + b"\n" + request("b") + b"\n"

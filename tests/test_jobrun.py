@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import JOB_ID, dead_letter, request, start_job
-from inbox_daemon.errors import DamagedJobError
-from inbox_daemon.jobinput import JobInput
-from inbox_daemon.jobrun import Batch, JobRun
-from inbox_daemon.records import DeadReason, RetryRecord, Tokens
+from inbox_daemon.contract.errors import DamagedJobError
+from inbox_daemon.contract.records import DeadReason, RetryRecord, Tokens
+from inbox_daemon.jobs.files import JobInput
+from inbox_daemon.jobs.running import Batch, JobRun
 
 LINES = [request(f"r{n}") for n in range(6)]
 RETRY = RetryRecord(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.errors import DamagedJobError
-from inbox_daemon.journal import Journal
+from inbox_daemon.contract.errors import DamagedJobError
+from inbox_daemon.jobs.files import Journal
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ import orjson
 import pytest
 
 from builders import CHAT, limits, nested, request
-from inbox_daemon import wire
-from inbox_daemon.gate import escape
-from inbox_daemon.linefaults import LineFaultError
-from inbox_daemon.model import Fault
-from inbox_daemon.validation import Served, Validation, read_lines, validate_lines
-from inbox_daemon.wire import Request, parse_json, parse_request
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.names import escape
+from inbox_daemon.request.faults import LineFaultError
+from inbox_daemon.request.json_guard import parse_json
+from inbox_daemon.request.line import Request, custom_id_of, engine_body, parse_request
+from inbox_daemon.request.validation import Served, Validation, read_lines, validate_lines
 
 # -- the table ----------------------------------------------------------------------
 
@@ -395,7 +395,7 @@ def test_what_is_json_is_read(name: str) -> None:
     parse_json(ALL[name], 64)
     found = outcome(inside(ALL[name]))
     assert isinstance(found, Request)
-    sent = orjson.loads(wire.engine_body(found, None))
+    sent = orjson.loads(engine_body(found, None))
     assert sent == found.body
 
 
@@ -452,7 +452,7 @@ def test_what_becomes_of_a_number_is_known(number: bytes, sent: bytes) -> None:
     """Integers keep 64 bits; what is beyond, or a fraction, is sent as the nearest double."""
     found = outcome(inside(number))
     assert isinstance(found, Request)
-    assert b'"metadata":{"v":' + sent + b"}" in wire.engine_body(found, None)
+    assert b'"metadata":{"v":' + sent + b"}" in engine_body(found, None)
 
 
 @pytest.mark.parametrize("name", ["n", "max_tokens", "seed", "top_k"])
@@ -484,7 +484,7 @@ def test_of_two_equal_keys_the_one_that_was_checked_is_sent(bad: bytes, good: by
     message = b'"messages":[{"role":"user","content":"hi"}],'
     found = outcome(start + message + bad + b"," + good + b"}}")
     assert isinstance(found, Request)
-    assert b"true" not in wire.engine_body(found, None)
+    assert b"true" not in engine_body(found, None)
     assert isinstance(outcome(start + message + good + b"," + bad + b"}}"), Fault)
 
 
@@ -636,7 +636,7 @@ def test_a_line_that_would_take_far_more_than_its_bytes_is_refused(name: str) ->
     found = outcome(bomb(BOMBS[name], 1 << 20))
     assert isinstance(found, Fault)
     assert found.code == "too_many_values"
-    assert wire.custom_id_of(bomb(BOMBS[name], 1 << 20)) is None
+    assert custom_id_of(bomb(BOMBS[name], 1 << 20)) is None
 
 
 @pytest.mark.parametrize("text", [b"[{" * 200_000, b'\\"[' * 200_000, b"\\\\{" * 200_000])
@@ -654,8 +654,8 @@ def test_counting_is_not_slowed_by_texts_that_do_not_end(tail: bytes) -> None:
 WATCHED = """
 import re, sys
 from pathlib import Path
-from inbox_daemon.config import LimitsConfig
-from inbox_daemon.validation import Served, validate_file
+from inbox_daemon.contract.config import LimitsConfig
+from inbox_daemon.request.validation import Served, validate_file
 limits = LimitsConfig(max_line_bytes=int(sys.argv[2]))
 found = validate_file(Path(sys.argv[1]), limits, Served(), keep_invalid=True)
 # Not ru_maxrss: Linux starts it at the size of the process that forked this one.

@@ -12,10 +12,9 @@ import orjson
 import pytest
 
 from builders import JOB_ID, dead_letter, job_record
-from inbox_daemon.errors import LedgerError
-from inbox_daemon.ledger import MARKER, Ledger
-from inbox_daemon.model import Fault
-from inbox_daemon.records import (
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.errors import LedgerError
+from inbox_daemon.contract.records import (
     LEDGER_VERSION,
     Checkpoint,
     DeadReason,
@@ -24,7 +23,8 @@ from inbox_daemon.records import (
     Progress,
     RetryRecord,
 )
-from inbox_daemon.states import Outcome
+from inbox_daemon.contract.states import Outcome
+from inbox_daemon.ledger import MARKER, Ledger
 
 OTHER = JOB_ID[:-1] + "1"
 RETRY = RetryRecord(
@@ -355,8 +355,8 @@ WRITER = """
 import sys
 from pathlib import Path
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.records import Checkpoint, Entry, Progress
-from inbox_daemon.states import Outcome
+from inbox_daemon.contract.records import Checkpoint, Entry, Progress
+from inbox_daemon.contract.states import Outcome
 ledger = Ledger(Path(sys.argv[1]))
 for line in range(1, 100_000):
     entry = Entry(line * 10, 10, Outcome.RESULT, retryable=False)

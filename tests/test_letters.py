@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import job_record, nested, request
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.records import DeadLetter, DeadReason
 from inbox_daemon.engine.base import Fault as EngineFault
 from inbox_daemon.engine.base import FaultKind, Reply
-from inbox_daemon.letters import Grave, bury, bury_ended, bury_invalid, bury_poison, charge
-from inbox_daemon.model import Fault
-from inbox_daemon.outcomes import judge
-from inbox_daemon.records import DeadLetter, DeadReason
+from inbox_daemon.run.dead_letters import Grave, bury, bury_ended, bury_invalid, bury_poison, charge
+from inbox_daemon.run.outcomes import judge
 
 REFUSED = judge(Reply(400, b'{"error":{"type":"BadRequestError","message":"too long"}}', "srv"))
 FAULT = Fault(code="invalid_json", message="it is no JSON")

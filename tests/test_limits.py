@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import limits
-from inbox_daemon.config import DiskConfig
-from inbox_daemon.limits import (
+from inbox_daemon.contract.config import DiskConfig
+from inbox_daemon.contract.limits import (
     RETRYABLE,
     QueueLoad,
     check_bytes,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon import logs
-from inbox_daemon.logs import JsonFormatter, TextFormatter
+from inbox_daemon.report import logs
+from inbox_daemon.report.logs import JsonFormatter, TextFormatter
 
 ESCAPES = "\x1b[31m \x9b31m \x7f \u2028 \u202e \r\n"
 DEEP: list[object] = []
@@ -119,7 +119,7 @@ def test_details_are_logged_on_demand(
 ) -> None:
     """--verbose adds our details, and those of no library."""
     logs.set_up(verbose=verbose)
-    assert logging.getLogger("inbox_daemon.runner").getEffectiveLevel() == level
+    assert logging.getLogger("inbox_daemon.run.runner").getEffectiveLevel() == level
     assert logging.getLogger("asyncio").getEffectiveLevel() == logging.WARNING
     assert len(root.handlers) == 1
 

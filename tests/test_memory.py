@@ -6,12 +6,12 @@ import tracemalloc
 
 import orjson
 
-from inbox_daemon.wire import Request, engine_body
+from inbox_daemon.request.line import Request, engine_body
 
 # Eight threads that have allocated and still live; then the size of the address space.
 _THREADS = """
 import threading
-from inbox_daemon.memory import share_one_arena
+from inbox_daemon.service.start import share_one_arena
 print({call})
 barrier = threading.Barrier(9)
 def allocate():
@@ -47,7 +47,8 @@ def test_threads_share_one_arena() -> None:
 def test_cycles_are_looked_for_seldom() -> None:
     """What was imported is left alone from then on, and garbage in cycles still goes."""
     code = (
-        "import gc, weakref; from inbox_daemon.memory import collect_seldom; collect_seldom();"
+        "import gc, weakref;"
+        "from inbox_daemon.service.start import collect_seldom; collect_seldom();"
         "Node = type('Node', (), {}); one = Node(); one.itself = one; seen = weakref.ref(one);"
         "del one; kept = [[] for _ in range(gc.get_threshold()[0] + 1)];"
         "print(gc.isenabled(), gc.get_freeze_count() > 1000, seen() is None)"

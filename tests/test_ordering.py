@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import JOB_ID, start_job
-from inbox_daemon.committing import Committer
-from inbox_daemon.config import RunConfig
-from inbox_daemon.hunt import Hunt
-from inbox_daemon.jobqueue import JobQueue
-from inbox_daemon.jobrun import JobRun
-from inbox_daemon.ordering import READ_BYTES, SHARED_BYTES, Sketch, arrange, order, sketch
+from inbox_daemon.contract.config import RunConfig
+from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.commit import Committer
+from inbox_daemon.jobs.ordering import READ_BYTES, SHARED_BYTES, Sketch, arrange, order, sketch
+from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.run.poison import Hunt
 
 LONG = "All that both of them begin with. " * 40
 

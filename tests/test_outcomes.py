@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import nested
-from inbox_daemon import wire
+from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.engine.base import Fault, FaultKind, Reply
-from inbox_daemon.outcomes import Action, judge
-from inbox_daemon.records import DeadReason
+from inbox_daemon.request.line import error_line
+from inbox_daemon.run.outcomes import Action, judge
 
 ERROR = orjson.dumps({"error": {"type": "BadRequestError", "message": "no", "code": 400}})
 
@@ -140,7 +140,7 @@ def test_an_error_of_any_depth_can_be_written(status: int) -> None:
     body = b'{"detail":' + nested(1000) + b"}"
     verdict = judge(reply(status, body))
     assert verdict.message.startswith('{"detail":[[[')
-    assert wire.error_line("J", 1, "c", verdict.code, verdict.message, verdict.response)
+    assert error_line("J", 1, "c", verdict.code, verdict.message, verdict.response)
 
 
 # -- tokens -------------------------------------------------------------------------
@@ -179,5 +179,5 @@ def test_a_figure_that_is_no_count_counts_as_none(figure: object) -> None:
 def test_every_reply_gets_a_verdict_that_can_be_written(status: int, body: bytes) -> None:
     """Whatever a server sends is judged, and its words fit into an output line."""
     verdict = judge(reply(status, body))
-    line = wire.error_line("J", 1, None, verdict.code, verdict.message, verdict.response)
+    line = error_line("J", 1, None, verdict.code, verdict.message, verdict.response)
     assert orjson.loads(line)["error"]["message"] == verdict.message

@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import config, request
-from inbox_daemon import letters, wire
-from inbox_daemon import publish as publishing
-from inbox_daemon.errors import DamagedJobError, LedgerError
-from inbox_daemon.jobrun import JobRun
-from inbox_daemon.letters import Grave
-from inbox_daemon.model import Fault
-from inbox_daemon.outcomes import Action, Verdict
-from inbox_daemon.records import Checkpoint, DeadReason, Progress, Tokens
-from inbox_daemon.verify import verify_published, verify_running
-from inbox_daemon.views import read_status
+from inbox_daemon.cli.views import read_status
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.errors import DamagedJobError, LedgerError
+from inbox_daemon.contract.records import Checkpoint, DeadReason, Progress, Tokens
+from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.publish.folder import publish
+from inbox_daemon.publish.verify import verify_published, verify_running
+from inbox_daemon.request.line import output_line
+from inbox_daemon.run import dead_letters
+from inbox_daemon.run.dead_letters import Grave
+from inbox_daemon.run.outcomes import Action, Verdict
 from miniature import Miniature
 
 LENIENT = config(intake={"on_invalid_line": "dead_letter"})
@@ -47,7 +48,7 @@ class Press(Miniature):
         run.start(ordinal)
         custom_id = orjson.loads(run.input.read(ordinal))["custom_id"]
         line = run.input.line_of(ordinal)
-        output = wire.output_line(run.record.id, line, custom_id, 200, "r", body)
+        output = output_line(run.record.id, line, custom_id, 200, "r", body)
         run.succeed(ordinal, output, Tokens(1, 2))
 
     def refuse(self, run: JobRun, ordinal: int, fault: Fault | None = None) -> None:
@@ -55,9 +56,9 @@ class Press(Miniature):
         run.start(ordinal)
         grave = Grave(run.record, run.input.line_of(ordinal), run.input.read(ordinal))
         if fault is None:
-            buried = letters.bury(grave, NO, DeadReason.INVALID_REQUEST, None, 5.0)
+            buried = dead_letters.bury(grave, NO, DeadReason.INVALID_REQUEST, None, 5.0)
         else:
-            buried = letters.bury_invalid(grave, fault, 5.0)
+            buried = dead_letters.bury_invalid(grave, fault, 5.0)
         run.bury(ordinal, buried.output, buried.letter, retryable=buried.retryable)
 
     def prove(self) -> list[str]:
@@ -87,7 +88,7 @@ def test_a_file_that_lost_data_is_damage(press: Press, file: str) -> None:
     path = press.spool.running / run.record.id / file
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(DamagedJobError):
-        publishing.publish(run.record, press.spool, press.ledger)
+        publish(run.record, press.spool, press.ledger)
     assert not list(press.spool.outbox.iterdir())
 
 
@@ -223,9 +224,9 @@ def test_publishing_again_changes_nothing(press: Press) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(press.spool, "discard", lambda _: None)
         patch.setattr(press.ledger, "finish", lambda _: None)
-        publishing.publish(first, press.spool, press.ledger)
+        publish(first, press.spool, press.ledger)
     before = read(press, "output.jsonl"), read(press, "status.json")
-    publishing.publish(first, press.spool, press.ledger)
+    publish(first, press.spool, press.ledger)
     assert (read(press, "output.jsonl"), read(press, "status.json")) == before
     assert [path.name for path in press.spool.outbox.iterdir()] == ["job"]
     discard(first.id)
@@ -239,13 +240,13 @@ def test_a_folder_that_was_collected_before_the_end_is_not_shown_twice(press: Pr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(press.ledger, "finish", lambda _: None)
         patch.setattr(press.spool, "discard", lambda _: None)
-        publishing.publish(run.record, press.spool, press.ledger)
+        publish(run.record, press.spool, press.ledger)
     for path in (press.spool.outbox / "job").iterdir():
         path.unlink()
     (press.spool.outbox / "job").rmdir()
     record = press.ledger.job(run.record.id)
     assert record is not None
-    publishing.publish(record, press.spool, press.ledger)
+    publish(record, press.spool, press.ledger)
     assert list(press.spool.outbox.iterdir()) == []
     (record,) = press.ledger.jobs()
     assert record.finished_at is not None
@@ -263,7 +264,7 @@ def test_a_job_with_a_request_without_outcome_is_never_published(
     press.commit(run)
     press.ledger.checkpoint([Checkpoint(run.record.id, Progress(completed=3))])
     with pytest.raises(LedgerError):
-        publishing.publish(run.record, press.spool, press.ledger)
+        publish(run.record, press.spool, press.ledger)
     assert list(press.spool.outbox.iterdir()) == []
 
 
@@ -275,7 +276,7 @@ def test_counts_that_do_not_agree_are_never_published(press: Press) -> None:
     press.commit(run)
     press.ledger.checkpoint([Checkpoint(run.record.id, Progress(completed=1, failed=1))])
     with pytest.raises(LedgerError) as caught:
-        publishing.publish(run.record, press.spool, press.ledger)
+        publish(run.record, press.spool, press.ledger)
     assert caught.value.code == "count_mismatch"
 
 

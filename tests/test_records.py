@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import dead_letter, job_record
-from inbox_daemon.records import DeadReason, Entry, JobRecord, Progress, RetryRecord
-from inbox_daemon.states import Outcome
+from inbox_daemon.contract.records import DeadReason, Entry, JobRecord, Progress, RetryRecord
+from inbox_daemon.contract.states import Outcome
 
 
 @given(

@@ -10,11 +10,11 @@ import pytest
 
 from builders import JOB_ID, config, job_record, make_spool, request
 from crashing import dying
+from inbox_daemon.contract.records import Checkpoint, Entry, Progress
+from inbox_daemon.contract.states import Outcome
+from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.records import Checkpoint, Entry, Progress
-from inbox_daemon.recovery import recover
 from inbox_daemon.spool import Spool
-from inbox_daemon.states import Outcome
 from miniature import Miniature, life
 
 OTHER = JOB_ID[:-1] + "1"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ulid import ULID
 
 from builders import JOB_ID, config, dead_letter, job_record, request
-from inbox_daemon.records import Checkpoint, Progress
-from inbox_daemon.retention import Kept, retain, surplus
+from inbox_daemon.contract.records import Checkpoint, Progress
+from inbox_daemon.publish.retention import Kept, retain, surplus
 from miniature import Miniature
 
 DAY = 86400.0

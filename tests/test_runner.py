@@ -13,16 +13,18 @@ import jsonschema
 import pytest
 
 from builders import JOB_ID
-from inbox_daemon import collecting, committing, wire
-from inbox_daemon.attempts import Attempts, Target
-from inbox_daemon.committing import HUNT
+from inbox_daemon.cli.views import read_status
+from inbox_daemon.contract.json_schemas import json_schema
+from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.engine.base import EngineState
-from inbox_daemon.hunt import Hunt
-from inbox_daemon.jobrun import JobRun
-from inbox_daemon.model import json_schema
-from inbox_daemon.records import DeadReason
-from inbox_daemon.verify import verify_published
-from inbox_daemon.views import read_status
+from inbox_daemon.jobs import commit
+from inbox_daemon.jobs.commit import HUNT
+from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.publish.verify import verify_published
+from inbox_daemon.request.line import parse_request
+from inbox_daemon.run import arrivals
+from inbox_daemon.run.attempts import Attempts, Target
+from inbox_daemon.run.poison import Hunt
 from scripted import Bench, line
 
 Make = Callable[..., Bench]
@@ -31,10 +33,10 @@ Make = Callable[..., Bench]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the pauses, but make them short."""
-    monkeypatch.setattr(collecting, "BACKOFF_BASE_S", 0.0005)
-    monkeypatch.setattr(collecting, "REFUSED_PAUSE_S", 0.01)
-    monkeypatch.setattr(collecting, "DOUBT_BASE_S", 0.01)
-    monkeypatch.setattr(collecting, "DOUBT_CAP_S", 0.01)
+    monkeypatch.setattr(arrivals, "BACKOFF_BASE_S", 0.0005)
+    monkeypatch.setattr(arrivals, "REFUSED_PAUSE_S", 0.01)
+    monkeypatch.setattr(arrivals, "DOUBT_BASE_S", 0.01)
+    monkeypatch.setattr(arrivals, "DOUBT_CAP_S", 0.01)
 
 
 @pytest.fixture
@@ -561,8 +563,8 @@ async def test_many_poison_requests_are_no_ill_engine(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where others are answered between, the engine is not doubted and nobody waits for it."""
-    monkeypatch.setattr(collecting, "DOUBT_BASE_S", 600)
-    monkeypatch.setattr(collecting, "DOUBT_CAP_S", 600)
+    monkeypatch.setattr(arrivals, "DOUBT_BASE_S", 600)
+    monkeypatch.setattr(arrivals, "DOUBT_CAP_S", 600)
     bench = make(window=4, chunk=64)
     for number in range(6):
         bench.add(
@@ -745,7 +747,7 @@ async def test_a_slow_commit_lets_nothing_wait_longer(
     """The interval runs from the beginning of the last commit, however long that took."""
     bench = make(run={"commit_interval_s": 10.0})
     clock = [time.monotonic()]
-    monkeypatch.setattr(committing, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(commit, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     committer, checkpoint = bench.runner._committer, bench.ledger.checkpoint
 
     def slow(*args: Any) -> None:  # noqa: ANN401 - as the ledger takes them
@@ -790,7 +792,7 @@ async def test_every_flight_arrives_even_if_it_never_began(make: Make) -> None:
     run = JobRun(record, bench.spool, bench.ledger)
     woken: list[int] = []
     attempts = Attempts(bench.engine, 1.0, lambda: woken.append(1))
-    request = wire.parse_request(run.input.read(0), bench.config.limits)
+    request = parse_request(run.input.read(0), bench.config.limits)
     attempts.launch(run, 0, request, Target(1, None))
     attempts.abort(run)
     await bench.until(lambda: woken)

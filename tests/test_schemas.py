@@ -9,11 +9,12 @@ import orjson
 import pytest
 
 from builders import request, service_status
-from inbox_daemon.documents import pretty
-from inbox_daemon.errors import SenderError
-from inbox_daemon.gate import is_job_name
-from inbox_daemon.model import DOCUMENTS, NAME_PATTERN, URLS, RequestLine, json_schema
-from inbox_daemon.setup import schema_text, write_schemas
+from inbox_daemon.cli.setup import schema_text, write_schemas
+from inbox_daemon.contract.documents import URLS, RequestLine
+from inbox_daemon.contract.errors import SenderError
+from inbox_daemon.contract.job_documents import pretty
+from inbox_daemon.contract.json_schemas import DOCUMENTS, json_schema
+from inbox_daemon.contract.names import NAME_PATTERN, is_job_name
 
 FOLDER = Path(__file__).parent.parent / "schemas"
 

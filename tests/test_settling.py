@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.settling import Rota, Settling, Sighting, Signature
+from inbox_daemon.intake.settling import Rota, Settling, Sighting
+from inbox_daemon.spool.entries import Signature
 
 FIRST = Signature(dev=1, ino=2, size=3, mtime_ns=4, ctime_ns=5)
 

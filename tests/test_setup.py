@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import make_spool
-from inbox_daemon import config, setup
-from inbox_daemon.errors import ConfigError, LedgerError, SpoolError
+from inbox_daemon.cli import setup
+from inbox_daemon.contract import config
+from inbox_daemon.contract.errors import ConfigError, LedgerError, SpoolError
 from inbox_daemon.ledger import Ledger
 
 

@@ -9,12 +9,12 @@ import orjson
 import pytest
 
 from builders import JOB_ID, make_spool
-from inbox_daemon.documents import pretty, reason
-from inbox_daemon.errors import SpoolError
-from inbox_daemon.model import Fault
-from inbox_daemon.settling import Signature
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.errors import SpoolError
+from inbox_daemon.contract.job_documents import pretty, reason
+from inbox_daemon.contract.states import JobState, Priority
 from inbox_daemon.spool import FOLDERS, Spool, holder_of
-from inbox_daemon.states import JobState, Priority
+from inbox_daemon.spool.entries import Signature
 
 NOTICE = b'{"id": "x", "status": "failed"}'
 NORMAL = Priority.NORMAL

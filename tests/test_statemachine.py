@@ -18,8 +18,7 @@ from hypothesis.stateful import (
 )
 
 from harness_jobs import chat
-from inbox_daemon.control import Order
-from inbox_daemon.jobqueue import ALL
+from inbox_daemon.contract.names import ALL, Order
 from torture.model import DONE, Model
 
 STEPS = int(os.environ.get("TORTURE_STEPS", "500"))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from inbox_daemon.errors import Blame, IllegalTransitionError
+from inbox_daemon.contract.errors import Blame, IllegalTransitionError
+from inbox_daemon.contract.states import TRANSITIONS, BatchStatus, Event, JobState, Priority, after
 from inbox_daemon.spool import FOLDERS
-from inbox_daemon.states import TRANSITIONS, BatchStatus, Event, JobState, Priority, after
 
 LEGAL = [(state, event, target) for (state, event), target in TRANSITIONS.items()]
 ILLEGAL = [(s, e) for s in JobState for e in Event if (s, e) not in TRANSITIONS]

@@ -9,12 +9,13 @@ import jsonschema
 import orjson
 import pytest
 
-from inbox_daemon.documents import pretty, recent_finished
+from inbox_daemon.contract.health_documents import ServiceStatus
+from inbox_daemon.contract.job_documents import pretty, recent_finished
+from inbox_daemon.contract.json_schemas import json_schema
 from inbox_daemon.engine.base import EngineInfo, EngineState, Load
-from inbox_daemon.gpu import GpuSample
-from inbox_daemon.intake import Intake
-from inbox_daemon.model import ServiceStatus, json_schema
-from inbox_daemon.status import RATE_WINDOW_S, RECENT_DEATH_S, Rate, Reporter
+from inbox_daemon.gpu.nvml import GpuSample
+from inbox_daemon.intake.loop import Intake
+from inbox_daemon.report.status import RATE_WINDOW_S, RECENT_DEATH_S, Rate, Reporter
 from scripted import Bench, line
 
 READY = EngineInfo(state=EngineState.READY, models=("m",), version="0.33", since=1000.0)

@@ -7,13 +7,14 @@ import orjson
 import pytest
 
 from builders import JOB_ID, job_record, make_spool, request
-from inbox_daemon import documents, submit
-from inbox_daemon.documents import pretty
-from inbox_daemon.errors import SenderError
-from inbox_daemon.model import Fault, JobStatus, Reason
+from inbox_daemon.cli import submit
+from inbox_daemon.cli.submit import Dropped
+from inbox_daemon.contract import job_documents
+from inbox_daemon.contract.documents import Fault, JobStatus, Reason
+from inbox_daemon.contract.errors import SenderError
+from inbox_daemon.contract.job_documents import pretty
+from inbox_daemon.contract.states import BatchStatus
 from inbox_daemon.spool import Spool
-from inbox_daemon.states import BatchStatus
-from inbox_daemon.submit import Dropped
 
 CONTENT = request("a") + b"\n" + request("b") + b"\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -89,7 +90,7 @@ def publish(spool: Spool, folder: str, sha256: str = SHA256) -> None:
     """Put a finished job's status where it would lie."""
     record = job_record(sha256=sha256, status=BatchStatus.COMPLETED, finished_at=1001.0)
     (spool.outbox / folder).mkdir()
-    status = documents.job_status(record, errors=False, retry=False)
+    status = job_documents.job_status(record, errors=False, retry=False)
     (spool.outbox / folder / "status.json").write_bytes(pretty(status))
 
 
@@ -97,7 +98,7 @@ def refuse(
     spool: Spool, file: str, sha256: str | None = SHA256, *, at: float = 1001.0, name: str = "job"
 ) -> None:
     """Put a refusal where it would lie."""
-    why = documents.reason(JOB_ID, name, [FAULT], at, sha256=sha256)
+    why = job_documents.reason(JOB_ID, name, [FAULT], at, sha256=sha256)
     (spool.rejected / f"{file}.reason.json").write_bytes(pretty(why))
 
 
@@ -138,8 +139,8 @@ def test_what_happened_to_other_files_is_no_answer(spool: Spool) -> None:
 
 def test_a_refusals_notice_is_not_taken_for_results(spool: Spool) -> None:
     """The failed status in outbox/ does not count; the reason with its faults does."""
-    why = documents.reason(JOB_ID, "job", [FAULT], 1001.0, sha256=SHA256)
-    spool.put_notice("job", pretty(documents.refused_status(why, 2)))
+    why = job_documents.reason(JOB_ID, "job", [FAULT], 1001.0, sha256=SHA256)
+    spool.put_notice("job", pretty(job_documents.refused_status(why, 2)))
     assert submit.outcome(spool, DROPPED) is None
 
 

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from builders import CHAT, limits, nested, request
-from inbox_daemon.jobinput import JobInput
-from inbox_daemon.limits import MAX_LISTED_FAULTS
-from inbox_daemon.validation import (
+from inbox_daemon.contract.limits import MAX_LISTED_FAULTS
+from inbox_daemon.jobs.files import JobInput
+from inbox_daemon.request.validation import (
     Served,
     Validation,
     read_lines,

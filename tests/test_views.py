@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from builders import JOB_ID, dead_letter, job_record, make_spool, request, service_status
-from inbox_daemon import documents, views
-from inbox_daemon.documents import pretty
-from inbox_daemon.errors import LedgerError, SenderError
+from inbox_daemon.cli import views
+from inbox_daemon.contract import job_documents
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.errors import LedgerError, SenderError
+from inbox_daemon.contract.job_documents import pretty
+from inbox_daemon.contract.records import Checkpoint, Progress
+from inbox_daemon.contract.states import BatchStatus, JobState
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.model import Fault
-from inbox_daemon.records import Checkpoint, Progress
 from inbox_daemon.spool import Spool
-from inbox_daemon.states import BatchStatus, JobState
 from miniature import life
 
 SECOND = JOB_ID[:-1] + "1"
@@ -46,11 +47,11 @@ def fill(spool: Spool) -> None:
     (spool.running / SECOND).mkdir()
     spool.input_path(SECOND).touch()
     (spool.outbox / "done").mkdir()
-    status = documents.job_status(done, errors=False, retry=False)
+    status = job_documents.job_status(done, errors=False, retry=False)
     (spool.outbox / "done" / "status.json").write_bytes(pretty(status))
-    why = documents.reason("refused-id", "refused", [Fault(code="x", message="m")], 999.0)
+    why = job_documents.reason("refused-id", "refused", [Fault(code="x", message="m")], 999.0)
     (spool.rejected / "refused.reason.json").write_bytes(pretty(why))
-    spool.put_notice("refused", pretty(documents.refused_status(why, 0)))
+    spool.put_notice("refused", pretty(job_documents.refused_status(why, 0)))
 
 
 def test_every_job_is_seen_once_in_its_state(spool: Spool) -> None:
@@ -165,7 +166,7 @@ def test_a_document_is_fresh_until_its_own_time_is_over(now: float, fresh: bool)
 
 def elsewhere(spool: Spool, code: str) -> str:
     """What another process prints about a spool."""
-    head = "import sys\nfrom pathlib import Path\nfrom inbox_daemon import views\n"
+    head = "import sys\nfrom pathlib import Path\nfrom inbox_daemon.cli import views\n"
     head += "from inbox_daemon.spool import Spool\nspool = Spool(Path(sys.argv[1]))\n"
     done = subprocess.run(
         [sys.executable, "-c", head + code, str(spool.root)],

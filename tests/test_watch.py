@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from watchdog.observers.inotify_c import InotifyFD
 
-from inbox_daemon import watch
-from inbox_daemon.watch import Identity, Kind, Watcher, scan, threads_of
+from inbox_daemon.intake import watch
+from inbox_daemon.intake.watch import Watcher, threads_of
+from inbox_daemon.spool.entries import Identity, Kind, entries, scan
 
 # How long a hint may take before a test gives up; a hint that comes ends the wait at once.
 PATIENCE_S = 20
@@ -162,7 +163,7 @@ def test_scan_by_descriptor_can_be_repeated(inbox: Path) -> None:
         first = drop(inbox)
         assert {entry.name for entry in scan(descriptor).entries} == {first}
         second = drop(inbox)
-        assert {entry.name for entry in watch.entries(descriptor)} == {first, second}
+        assert {entry.name for entry in entries(descriptor)} == {first, second}
         assert scan(descriptor).identity == scan(inbox).identity
     finally:
         os.close(descriptor)

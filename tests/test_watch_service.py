@@ -14,9 +14,9 @@ from builders import config, request
 from conftest import MakeDaemon
 from harness import DaemonProcess
 from harness_jobs import chats
-from inbox_daemon.control import Controller
-from inbox_daemon.intake import Intake
-from inbox_daemon.watch import Watcher
+from inbox_daemon.intake.control import Controller
+from inbox_daemon.intake.loop import Intake
+from inbox_daemon.intake.watch import Watcher
 from miniature import Miniature
 
 QUIET = {

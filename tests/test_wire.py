@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import BODIES, CHAT, limits, nested, request
-from inbox_daemon import wire
-from inbox_daemon.linefaults import LineFaultError
-from inbox_daemon.model import URLS, json_schema
-from inbox_daemon.wire import Request, parse_json, parse_request
+from inbox_daemon.contract.documents import URLS
+from inbox_daemon.contract.json_schemas import json_schema
+from inbox_daemon.request.faults import LineFaultError
+from inbox_daemon.request.json_guard import WRITABLE_DEPTH, nests_deeper, parse_json
+from inbox_daemon.request.line import Request, engine_body, error_line, output_line, parse_request
 
 JSON = st.recursive(
     st.none()
@@ -138,7 +139,7 @@ def test_the_last_of_duplicate_keys_is_checked_and_sent() -> None:
     body = b'{"prompt":"p","stream":true,"stream":false}'
     line = b'{"custom_id":"a","url":"/v1/completions","body":' + body + b"}"
     found = parse_request(line, limits())
-    assert orjson.loads(wire.engine_body(found, None)) == {"prompt": "p", "stream": False}
+    assert orjson.loads(engine_body(found, None)) == {"prompt": "p", "stream": False}
 
 
 # -- depth --------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def depth_of(value: Any) -> int:  # noqa: ANN401 - JSON is any value
 def test_depth_agrees_with_counting_by_recursion(value: object, limit: int) -> None:
     """For any value the answer is that of the plain recursive definition."""
     data = orjson.dumps(value)
-    assert wire.nests_deeper(data, value, limit) == (depth_of(value) > limit)
+    assert nests_deeper(data, value, limit) == (depth_of(value) > limit)
 
 
 # -- what the engine gets -----------------------------------------------------------
@@ -189,27 +190,27 @@ def test_depth_agrees_with_counting_by_recursion(value: object, limit: int) -> N
 @given(OBJECT)
 def test_any_accepted_body_can_be_sent_as_it_was(body: dict[str, Any]) -> None:
     """A body is written for the engine with the value that it had."""
-    assert orjson.loads(wire.engine_body(Request("a", CHAT, body), None)) == body
+    assert orjson.loads(engine_body(Request("a", CHAT, body), None)) == body
 
 
 def test_the_deepest_body_that_a_limit_can_allow_can_be_sent() -> None:
     """A request at the highest depth that may be configured is written without an error."""
     body = b'{"input":"hi","include":' + nested(248) + b"}"
     line = b'{"custom_id":"a","url":"/v1/responses","body":' + body + b"}"
-    found = parse_request(line, limits(max_json_depth=wire.WRITABLE_DEPTH))
-    assert wire.engine_body(found, "m").count(b"[") == 248
+    found = parse_request(line, limits(max_json_depth=WRITABLE_DEPTH))
+    assert engine_body(found, "m").count(b"[") == 248
 
 
 @pytest.mark.parametrize("body", [{}, {"model": None}])
 def test_a_model_left_out_is_filled_in(body: dict[str, Any]) -> None:
     """A request that names no model is sent with the one that is served."""
-    sent = wire.engine_body(Request("a", CHAT, body), "served")
+    sent = engine_body(Request("a", CHAT, body), "served")
     assert orjson.loads(sent) == {"model": "served"}
 
 
 def test_a_named_model_is_left_as_it_is() -> None:
     """The line's own model wins over the default."""
-    sent = wire.engine_body(Request("a", CHAT, {"model": "mine"}), "served")
+    sent = engine_body(Request("a", CHAT, {"model": "mine"}), "served")
     assert orjson.loads(sent) == {"model": "mine"}
 
 
@@ -246,7 +247,7 @@ def test_the_published_schema_accepts_what_the_daemon_accepts(line: dict[str, An
 def test_an_answer_is_passed_on_byte_for_byte() -> None:
     """The engine's body stands in the output line exactly as it came, its spacing included."""
     body = b'{"b" : 1.0,  "a":[ 1e5, "\\u00e9" ]}'
-    line = wire.output_line("JOB", 3, "c", 200, "srv-1", body)
+    line = output_line("JOB", 3, "c", 200, "srv-1", body)
     assert body in line
     assert line.endswith(b"}\n")
     assert orjson.loads(line) == {
@@ -264,7 +265,7 @@ def test_an_output_line_is_one_line_whatever_it_holds(
     """However the engine formats its body, the result is one line with the same value."""
     custom_id = custom_id.encode("utf-8", "replace").decode()
     pretty = json.dumps(body, indent=indent).replace("\n", "\r\n").encode()
-    line = wire.output_line("JOB", 1, custom_id, 200, "r", pretty)
+    line = output_line("JOB", 1, custom_id, 200, "r", pretty)
     assert line.count(b"\n") == 1
     assert b"\r" not in line
     assert orjson.loads(line)["response"]["body"] == body
@@ -274,7 +275,7 @@ def test_an_output_line_is_one_line_whatever_it_holds(
 def test_a_dead_letter_has_the_same_shape() -> None:
     """The line of a dead letter carries the error and the engine's last answer, if any."""
     answer = {"status_code": 400, "request_id": "r", "body": {"error": {"message": "no"}}}
-    line = wire.error_line("JOB", 2, None, "invalid_request", "no", answer)
+    line = error_line("JOB", 2, None, "invalid_request", "no", answer)
     assert orjson.loads(line) == {
         "id": "batch_req_JOB_2",
         "custom_id": None,

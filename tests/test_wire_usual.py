@@ -1,6 +1,6 @@
 """Usual lines: what is seen at a glance to be good is what all the rules find good.
 
-`wire.check_line` looks into a parameter, and counts brackets, only where a line does not
+`check_line` looks into a parameter, and counts brackets, only where a line does not
 look as most do.  These tests hold that to looking into everything, on lines that are near to
 being usual.
 """
@@ -15,16 +15,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from builders import BODIES, CHAT, limits, request
-from inbox_daemon import bodyrules, bodytables, wire
-from inbox_daemon.config import LimitsConfig
-from inbox_daemon.linefaults import LineFaultError
-from inbox_daemon.model import URLS, Fault
+from inbox_daemon.contract import config
+from inbox_daemon.contract.config import LimitsConfig
+from inbox_daemon.contract.documents import URLS, Fault
+from inbox_daemon.request import endpoints
+from inbox_daemon.request import line as lines
+from inbox_daemon.request.body import check_unsettled
+from inbox_daemon.request.faults import LineFaultError
+from inbox_daemon.request.json_guard import parse_json
+from inbox_daemon.request.line import _parts, check_line, parse_request
 
 Outcome = tuple[Any, ...] | Fault
 EVERY_NAME = sorted(
-    {name for known in bodytables.PARAMETERS.values() for name in known}
-    | bodytables.REFUSED.keys()
-    | bodytables.NEVER.keys()
+    {name for known in endpoints.PARAMETERS.values() for name in known}
+    | endpoints.REFUSED.keys()
+    | config.NEVER.keys()
     | {"", "type", "text", "role", "content", "image_url", "\x1b"}
 )
 NAMES = st.sampled_from(EVERY_NAME)
@@ -90,7 +95,7 @@ def _places(value: Any) -> Any:  # noqa: ANN401 - JSON is any value
 def outcome(line: bytes, rules: LimitsConfig) -> Outcome:
     """What the check that is used gives."""
     try:
-        return tuple(wire.check_line(line, rules))
+        return tuple(check_line(line, rules))
     except LineFaultError as error:
         return error.fault
 
@@ -99,11 +104,11 @@ def careful(line: bytes, rules: LimitsConfig) -> Outcome:
     """What all the rules give, one after the other, of the line without its newline."""
     line = line.removesuffix(b"\n")
     try:
-        parts = wire._parts(wire.parse_json(line, rules.max_json_depth))
+        parts = _parts(parse_json(line, rules.max_json_depth))
         _, url, body = parts
         # Each parameter is looked at, and with one that is not there what is needed as well.
         names = [*body, "none of them"]
-        bodyrules.check_unsettled(url, body, names, len(line), rules.body)
+        check_unsettled(url, body, names, len(line), rules.body)
     except LineFaultError as error:
         return error.fault
     return parts
@@ -180,9 +185,9 @@ def test_a_glance_says_what_all_the_rules_say(line: bytes, depth: int) -> None:
 @pytest.mark.parametrize("line", USUAL)
 def test_a_usual_line_is_known_at_a_glance(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines that most jobs are made of do not go through all the rules."""
-    monkeypatch.delattr(wire, "check_unsettled")
-    monkeypatch.delattr(wire, "nests_deeper")
-    assert wire.parse_request(line + b"\n", limits()).custom_id == "a"
+    monkeypatch.delattr(lines, "check_unsettled")
+    monkeypatch.delattr(lines, "check_depth")
+    assert parse_request(line + b"\n", limits()).custom_id == "a"
 
 
 @pytest.mark.parametrize("line", [b"{", b"nope", b'"a', b'{"a":', b"{} {}", b'{"a":"\x01"}', b"["])

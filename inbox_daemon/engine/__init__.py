@@ -1,21 +1,15 @@
-"""The engine: whatever answers requests, started and watched here, reached over HTTP.
+"""Whatever answers requests: the seam, supervision, health, load and window.
 
-Purpose: `open_engine` turns the configuration into an `Engine` (base.py), of one of
-three kinds: vLLM as a child, the operator's own command as a child, or a server that
-someone else runs.
+Touches the network and, in process/, processes; knows nothing of jobs, lines or the spool.
+May import: contract.
 
     base.py        the seam: what the rest of the daemon knows of an engine
-    supervisor.py  start, watch, notice a death, start again
-    life.py        one engine's health, from outside
-    server.py      the three kinds in one shape
-    command.py     what is started, word by word
-    child.py       one process: its start, its output, its end
-    processes.py   all processes of an engine, also of an earlier daemon's
-    runtime.py     the folder of its sockets
-    launch.py      the program between fork and exec
+    supervisor.py  starts an engine, watches it, notices its death, restarts it
     client.py      HTTP
-    metrics.py     the engine's figures
-    diagnosis.py   last lines to a sentence for the operator
+    health.py      one engine's health, from outside
+    load.py        the engine's own figures
+    window.py      how many requests are worth having in flight
+    process/       a server of ours as processes
 """
 
 import resource
@@ -23,16 +17,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from inbox_daemon.config import Config
+from inbox_daemon.contract.config import Config
 from inbox_daemon.engine.base import Engine
-from inbox_daemon.engine.command import (
+from inbox_daemon.engine.health import Timing
+from inbox_daemon.engine.process.command import (
     chooses_rust,
     current_environment,
     custom_launch,
     vllm_launch,
 )
-from inbox_daemon.engine.life import Timing
-from inbox_daemon.engine.server import ChildServer, MissingServer, RemoteServer, Server
+from inbox_daemon.engine.process.servers import ChildServer, MissingServer, RemoteServer, Server
 from inbox_daemon.engine.supervisor import Supervisor
 
 RECORD_NAME = "engine.json"

@@ -17,7 +17,7 @@ import orjson
 
 from inbox_daemon import __version__
 from inbox_daemon.engine.base import Fault, FaultKind, Load, Reply
-from inbox_daemon.engine.metrics import parse_load
+from inbox_daemon.engine.load import parse_load
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)

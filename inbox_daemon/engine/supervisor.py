@@ -24,12 +24,12 @@ from typing import Any
 
 from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, FaultKind, Load, Reply
 from inbox_daemon.engine.client import Client
-from inbox_daemon.engine.life import Life, Timing
-from inbox_daemon.engine.server import Server
+from inbox_daemon.engine.health import Life, Timing
+from inbox_daemon.engine.process.servers import Server
 
 _NOT_FOUND = 404
 _LOGGED_LINES = 10
-log = logging.getLogger("inbox_daemon.engine")
+log = logging.getLogger(__name__)
 # Of an engine that does not run.
 _NO_LOAD = Load()
 

@@ -1,12 +1,12 @@
-"""The ledger: how far each job is inside its state, in LMDB.
+"""LMDB: which results count, which requests are dead letters, which job is which.
 
-Purpose: everything persistent that is no file of the spool.  Each public method is one
-transaction; lines.Lines.checkpoint is the one that makes results count.
-Invariant: no state is stored twice: which folder a job lies in is the spool's to say.
+Touches ledger/ alone; the only room that imports lmdb.
+May import: contract, spool.
 
-Tables: `meta`, `jobs` (id), `deliveries` (name NUL sha256 -> id), `progress` (id),
-and by id and line: `lines`, `retries`, `dead`, `invalid`, `redrives` (the key in
-`dead` of the letter that this line runs again).
+    store.py  the environment, its transactions and rows
+    jobs.py   what was accepted, and which delivery it was
+    lines.py  which request has its outcome, and where
+    dead.py   dead letters
 """
 
 from inbox_daemon.ledger.dead import DeadLetters

@@ -6,8 +6,8 @@ Invariant: read in pages, since each letter holds its whole request.
 
 from collections.abc import Iterator
 
+from inbox_daemon.contract.records import DeadLetter
 from inbox_daemon.ledger.store import Store, line_key, line_of, load
-from inbox_daemon.records import DeadLetter
 
 _PAGE_OF_LETTERS = 200
 

@@ -6,8 +6,8 @@ Invariant: a job's lines go when it is finished; its record and dead letters sta
 
 import lmdb
 
+from inbox_daemon.contract.records import DeadLetter, InvalidLine, JobRecord
 from inbox_daemon.ledger.store import Store, line_key, load
-from inbox_daemon.records import DeadLetter, InvalidLine, JobRecord
 
 _PER_LINE = ("lines", "retries", "invalid", "redrives")
 _ROW_BYTES = 1024

@@ -11,10 +11,10 @@ from itertools import islice
 import lmdb
 import orjson
 
-from inbox_daemon.errors import LedgerError
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.errors import LedgerError
+from inbox_daemon.contract.records import Checkpoint, DeadLetter, Entry, Progress, RetryRecord
 from inbox_daemon.ledger.store import Store, line_key, line_of
-from inbox_daemon.model import Fault
-from inbox_daemon.records import Checkpoint, DeadLetter, Entry, Progress, RetryRecord
 
 _PAGE_OF_ENTRIES = 2000
 

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import lmdb
 import orjson
 
-from inbox_daemon import durable
-from inbox_daemon.errors import LedgerError
-from inbox_daemon.records import LEDGER_VERSION, Record
+from inbox_daemon.contract.errors import LedgerError
+from inbox_daemon.contract.records import LEDGER_VERSION, Record
+from inbox_daemon.spool import durable
 
 MARKER = "ledger.json"
 _TABLES = (

@@ -1,9 +1,19 @@
-"""The spool: which folders there are, and every move of a job between them.
+"""The folders, and every move between them.
 
-Purpose: the only package that knows what is moved where; durable.py makes a move last.
-Invariants: the folder in which a job lies is its state; nothing in outbox/ or
-rejected/ is ever overwritten, except a `status.json` by its newer self; what cannot be
-understood goes to quarantine/, never away.
+Touches the spool's filesystem; durable.py makes a move last.
+May import: contract.
+
+    durable.py   the system calls that make something last, each in its safe order
+    entries.py   what one look at a folder saw
+    layout.py    where everything lies; creation, checks, the lock
+    inbox.py     opening, claiming and taking away drops; dropping
+    jobs.py      queued/ and running/
+    outbox.py    what senders fetch: publication, notices, the health
+    rejected.py  refusals
+
+Invariants: the folder in which a job lies is its state; nothing in outbox/ or rejected/ is
+ever overwritten, except a `status.json` by its newer self; what cannot be understood goes
+to quarantine/ and is never removed.
 
     inbox/            what senders drop; never trusted; high/ and low/ in it are the
                       other two priorities
@@ -16,15 +26,15 @@ understood goes to quarantine/, never away.
     outbox/status.json
     rejected/         NAME.jsonl  NAME.reason.json
     quarantine/       what could not be read
-    ledger/           LMDB (ledger.py)
+    ledger/           LMDB (the room ledger)
 """
 
 from inbox_daemon.spool.inbox import STUCK, Inbox
 from inbox_daemon.spool.jobs import Jobs
-from inbox_daemon.spool.layout import FOLDERS, OUTPUT, STATUS, holder_of
+from inbox_daemon.spool.layout import FOLDERS, holder_of
 from inbox_daemon.spool.rejected import Rejections
 
-__all__ = ["FOLDERS", "OUTPUT", "STATUS", "STUCK", "Spool", "holder_of"]
+__all__ = ["FOLDERS", "STUCK", "Spool", "holder_of"]
 
 
 class Spool(Inbox, Jobs, Rejections):

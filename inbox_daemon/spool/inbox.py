@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from inbox_daemon import durable
-from inbox_daemon.settling import Signature
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.spool import durable
+from inbox_daemon.spool.entries import Signature
 from inbox_daemon.spool.layout import Layout
-from inbox_daemon.states import Priority
 
 # Why a file cannot be moved though it lies there: immutable, another user's folder, a mount.
 STUCK = frozenset({errno.EPERM, errno.EACCES, errno.EXDEV, errno.EBUSY})

@@ -5,9 +5,9 @@ after a crash in its middle.
 Invariant: the folder in which a job lies is its state (states.py).
 """
 
-from inbox_daemon import durable
+from inbox_daemon.contract.states import Event, JobState, after
+from inbox_daemon.spool import durable
 from inbox_daemon.spool.outbox import Outbox
-from inbox_daemon.states import Event, JobState, after
 
 
 class Jobs(Outbox):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import orjson
 
-from inbox_daemon import durable
-from inbox_daemon.errors import SpoolError
-from inbox_daemon.states import Priority
+from inbox_daemon.contract.errors import SpoolError
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.spool import durable
 
 FOLDERS = (
     "inbox",
@@ -30,9 +30,7 @@ FOLDERS = (
 )
 # What senders write into and read from, by way of the spool's group.
 _SHARED = {"inbox": 0o2770, "high": 0o2770, "low": 0o2770, "outbox": 0o2750, "rejected": 0o2750}
-STATUS = "status.json"
 _ANY_NUMBER = 2**53 - 1
-OUTPUT = "output.jsonl"
 
 
 class Layout:

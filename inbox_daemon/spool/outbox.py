@@ -12,8 +12,9 @@ from pathlib import Path
 
 import orjson
 
-from inbox_daemon import durable
-from inbox_daemon.spool.layout import OUTPUT, STATUS, Layout
+from inbox_daemon.contract.names import OUTPUT, STATUS
+from inbox_daemon.spool import durable
+from inbox_daemon.spool.layout import Layout
 
 
 class Outbox(Layout):

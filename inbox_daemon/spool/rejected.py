@@ -12,9 +12,9 @@ from pathlib import Path
 
 import orjson
 
-from inbox_daemon import durable
+from inbox_daemon.contract.states import Event, JobState, after
+from inbox_daemon.spool import durable
 from inbox_daemon.spool.layout import Layout
-from inbox_daemon.states import Event, JobState, after
 
 # A rejection that is being carried out, in claimed/, by the ULID of its claim.
 _NOTE = re.compile(r"[0-9A-Z]{26}\.reason\.json$")

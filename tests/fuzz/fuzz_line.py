@@ -23,10 +23,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT)]
 
 with atheris.instrument_imports(include=["inbox_daemon"]):
-    from inbox_daemon import bodytables, validation, wire
-    from inbox_daemon.config import LimitsConfig
-    from inbox_daemon.linefaults import LineFaultError
-    from inbox_daemon.model import Fault
+    from inbox_daemon.contract import config
+    from inbox_daemon.contract.config import LimitsConfig
+    from inbox_daemon.contract.documents import Fault
+    from inbox_daemon.request import endpoints, validation
+    from inbox_daemon.request.faults import LineFaultError
+    from inbox_daemon.request.line import custom_id_of, engine_body, parse_request
 
 LIMITS = LimitsConfig(max_line_bytes=1 << 16)
 SHORT = 1_024
@@ -74,15 +76,15 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 WORDS = sorted(
     {
-        *(name for known in bodytables.PARAMETERS.values() for name in known),
-        *bodytables.REFUSED,
-        *bodytables.NEVER,
-        *(key for keys in bodytables.PART_KEYS.values() for key in keys),
-        *(key for keys in bodytables.ITEM_KEYS.values() for key in keys),
-        *bodytables.PART_KEYS,
-        *bodytables.ITEM_KEYS,
-        *bodytables.REFUSED_PARTS,
-        *bodytables.REFUSED_TEMPLATE_KWARGS,
+        *(name for known in endpoints.PARAMETERS.values() for name in known),
+        *endpoints.REFUSED,
+        *config.NEVER,
+        *(key for keys in endpoints.PART_KEYS.values() for key in keys),
+        *(key for keys in endpoints.ITEM_KEYS.values() for key in keys),
+        *endpoints.PART_KEYS,
+        *endpoints.ITEM_KEYS,
+        *endpoints.REFUSED_PARTS,
+        *endpoints.REFUSED_TEMPLATE_KWARGS,
         *("custom_id", "method", "url", "body", "POST", "uuid", "$ref", "pattern", "schema"),
     }
 )
@@ -133,17 +135,17 @@ def check(data: bytes) -> None:
 
 
 def _check_line(line: bytes) -> None:
-    wire.custom_id_of(line)
+    custom_id_of(line)
     try:
-        request = wire.parse_request(line, LIMITS)
+        request = parse_request(line, LIMITS)
     except LineFaultError as error:
         _check_fault(error.fault)
         return
-    assert orjson.loads(wire.engine_body(request, None)) == request.body
-    sent = orjson.loads(wire.engine_body(request, "m"))
+    assert orjson.loads(engine_body(request, None)) == request.body
+    sent = orjson.loads(engine_body(request, "m"))
     assert sent == {**request.body, "model": request.model or "m"}
-    for name in (*bodytables.NEVER, *bodytables.REFUSED):
-        if name not in bodytables.PARAMETERS[request.url]:
+    for name in (*config.NEVER, *endpoints.REFUSED):
+        if name not in endpoints.PARAMETERS[request.url]:
             assert request.body.get(name) in (None, False), name
     for shown in ("messages", "input", "data_1", "data_2", "text_1", "text_2", "queries", "items"):
         _check_media(request.body.get(shown))
@@ -160,14 +162,14 @@ def _check_fault(fault: Fault) -> None:
 
 def _check_media(shown: Any, key: str = "") -> None:  # noqa: ANN401 - JSON is any value
     """Look for anything to fetch, but in what a model is only told, such as a call's arguments."""
-    if isinstance(shown, str) and key in bodytables.URL_KEYS:
+    if isinstance(shown, str) and key in endpoints.URL_KEYS:
         assert shown.startswith("data:"), shown
     elif isinstance(shown, list):
         for one in shown:
             _check_media(one, key)
     elif isinstance(shown, dict):
         for name, one in shown.items():
-            if name in {"content", "output", "url", *bodytables.URL_KEYS}:
+            if name in {"content", "output", "url", *endpoints.URL_KEYS}:
                 _check_media(one, key if name == "url" else name)
 
 

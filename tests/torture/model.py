@@ -18,11 +18,11 @@ from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
-from inbox_daemon.admission import Answer
-from inbox_daemon.control import Command, Order
-from inbox_daemon.jobqueue import ALL
-from inbox_daemon.model import JobStatus
-from inbox_daemon.verify import verify_published, verify_running
+from inbox_daemon.contract.documents import JobStatus
+from inbox_daemon.contract.names import ALL, Order
+from inbox_daemon.intake.admission import Answer
+from inbox_daemon.intake.control import Command
+from inbox_daemon.publish.verify import verify_published, verify_running
 from torture.world import CrashError, World
 
 # What a line asks for, and how it ends: None is a result.

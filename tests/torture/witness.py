@@ -21,17 +21,18 @@ from typing import Any, NoReturn
 
 import orjson
 
-from inbox_daemon import collecting, daemon, durable
-from inbox_daemon.admission import Answer
-from inbox_daemon.config import Config
+from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.documents import JobStatus
 from inbox_daemon.engine.base import Engine
-from inbox_daemon.intake import Intake
-from inbox_daemon.jobqueue import JobQueue
-from inbox_daemon.jobrun import Batch, JobRun
+from inbox_daemon.intake.admission import Answer
+from inbox_daemon.intake.loop import Intake
+from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.running import Batch, JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.model import JobStatus
-from inbox_daemon.spool import Spool
-from inbox_daemon.verify import verify_published, verify_running
+from inbox_daemon.publish.verify import verify_published, verify_running
+from inbox_daemon.run import arrivals
+from inbox_daemon.service import daemon, start
+from inbox_daemon.spool import Spool, durable
 from torture.memory_engine import MemoryEngine
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -99,12 +100,12 @@ class _Witness:
         if self._phase.cut_at is not None:
             for owner, name in STEPS:
                 setattr(owner, name, self._stepping(getattr(owner, name)))
-        daemon.serve(self._config)
+        start.serve(self._config)
         self._check_outbox()
 
     def _hurry(self) -> None:
         """No pause of the product is worth waiting for."""
-        collecting.BACKOFF_BASE_S = collecting.DOUBT_BASE_S = 0.005
+        arrivals.BACKOFF_BASE_S = arrivals.DOUBT_BASE_S = 0.005
         daemon.MIN_STATUS_GAP_S = 0.05
 
     # -- what is told ---------------------------------------------------------------

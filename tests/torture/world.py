@@ -19,21 +19,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from builders import config
-from inbox_daemon import collecting, durable, gate, publish
-from inbox_daemon.admission import Admission, Answer
-from inbox_daemon.control import Command, Controller, load_paused
-from inbox_daemon.governor import Governor
-from inbox_daemon.jobqueue import JobQueue
-from inbox_daemon.jobrun import JobRun
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.gpu.governor import Governor
+from inbox_daemon.intake import gate
+from inbox_daemon.intake.admission import Admission, Answer
+from inbox_daemon.intake.control import Command, Controller, load_paused
+from inbox_daemon.intake.redrive import Redriver
+from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.recovery import recover
+from inbox_daemon.jobs.running import JobRun
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.model import Fault
-from inbox_daemon.recovery import recover
-from inbox_daemon.redrive import Redriver
-from inbox_daemon.runner import Runner
-from inbox_daemon.spool import Spool
-from inbox_daemon.states import Priority
-from inbox_daemon.validation import Served
-from inbox_daemon.watch import Entry, scan
+from inbox_daemon.publish.folder import publish
+from inbox_daemon.request.validation import Served
+from inbox_daemon.run import arrivals
+from inbox_daemon.run.runner import Runner
+from inbox_daemon.spool import Spool, durable
+from inbox_daemon.spool.entries import Entry, scan
 from torture.memory_engine import MODEL, MemoryEngine
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -62,8 +64,8 @@ class Steps:
         self._left: int | None = None
         self.fired = False
         self._originals = [(owner, name, getattr(owner, name)) for owner, name in STEPS]
-        self._pauses = collecting.BACKOFF_BASE_S, collecting.DOUBT_BASE_S
-        collecting.BACKOFF_BASE_S = collecting.DOUBT_BASE_S = 0.0005
+        self._pauses = arrivals.BACKOFF_BASE_S, arrivals.DOUBT_BASE_S
+        arrivals.BACKOFF_BASE_S = arrivals.DOUBT_BASE_S = 0.0005
         for owner, name, function in self._originals:
             setattr(owner, name, self._counted(function))
 
@@ -71,7 +73,7 @@ class Steps:
         """Put everything back."""
         for owner, name, function in self._originals:
             setattr(owner, name, function)
-        collecting.BACKOFF_BASE_S, collecting.DOUBT_BASE_S = self._pauses
+        arrivals.BACKOFF_BASE_S, arrivals.DOUBT_BASE_S = self._pauses
 
     def arm(self, left: int | None) -> None:
         """Crash after so many further half steps; None is never."""
@@ -178,7 +180,7 @@ class World:
             self.failures.append(error)
 
     async def _publish(self, run: JobRun) -> None:
-        record = await asyncio.to_thread(publish.publish, run.record, self.spool, self.ledger)
+        record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
         run.close()
         self.queue.remove(record.id)
 

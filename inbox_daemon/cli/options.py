@@ -1,0 +1,85 @@
+"""What the commands share: their options, their errors, an order to the daemon.
+
+Purpose: one spelling of each option, one way from an error to an exit status.
+Invariant: nothing here is a command.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inbox_daemon.contract import config as configuration
+from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.errors import Blame, InboxDaemonError
+
+REFUSED, USAGE, DEAD_LETTERS = 1, 2, 3
+# sysexits.h: systemd need not start again what cannot be configured.
+CONFIG = 78
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="The configuration, instead of $INBOX_DAEMON_CONFIG, DIR/config.toml or "
+        "/etc/inbox-daemon/config.toml.",
+    ),
+]
+SpoolOption = Annotated[
+    Path | None,
+    typer.Option("--spool", metavar="DIR", help="The spool, instead of the configuration's."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON for a program.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A job's name.")]
+NameOrAll = Annotated[str, typer.Argument(metavar="NAME", help="A job's name, or ALL.")]
+ReasonOption = Annotated[
+    str | None, typer.Option("--reason", metavar="REASON", help="Only those of this reason.")
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Those of every job.")]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE", help="Jobs, NAME.jsonl.")]
+
+
+@contextmanager
+def errors(misconfigured: int = USAGE) -> Iterator[None]:
+    """Turn an error made on purpose into one sentence and an exit status.
+
+    `misconfigured` is the status for an error that is not the sender's to mend.
+    """
+    try:
+        yield
+    except InboxDaemonError as error:
+        typer.echo(f"inbox-daemon: {error.message}", err=True)
+        raise typer.Exit(REFUSED if error.blame is Blame.SENDER else misconfigured) from None
+
+
+def load(config: Path | None, spool: Path | None) -> Config:
+    """The configuration that a command works with."""
+    return configuration.load(config, spool=spool)
+
+
+def order(
+    name: str, order: str, config: Path | None, spool: Path | None, reason: str | None = None
+) -> None:
+    """Drop a control file; the daemon obeys it within two scans."""
+    from inbox_daemon.cli import submit as submitting
+    from inbox_daemon.spool import Spool
+
+    with errors():
+        settings = load(config, spool)
+        place = Spool(settings.spool)
+        submitting.order(place, name, order, reason)
+        wait_s = settings.intake.settle_s + 2 * settings.intake.scan_interval_s
+        refusal = submitting.wait_obeyed(place, f"{name}.{order}", wait_s + 2)
+    typer.echo(refusal or f"{order} {name}: done", err=refusal is not None)
+    if refusal:
+        raise typer.Exit(REFUSED)
+
+
+def write(data: bytes) -> None:
+    """Write a document to stdout as it is."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

@@ -1,0 +1,196 @@
+"""Submitting from this machine: drop a file as a sender would, and wait for its end.
+
+Purpose: an atomic drop with the sender's marker, and the wait that tells the outcome.
+Invariants: inbox/ never shows a part of the file under its final name; the wait only
+reads.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from inbox_daemon.cli import views
+from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.documents import Fault, JobStatus, ReadyMarker, Reason
+from inbox_daemon.contract.errors import SenderError
+from inbox_daemon.contract.limits import QueueLoad, check_bytes, check_requests
+from inbox_daemon.contract.names import JOB_SUFFIX, is_control_name, is_job_name
+from inbox_daemon.contract.records import DeadReason
+from inbox_daemon.intake import gate
+from inbox_daemon.request.validation import Served, Validation, validate_file
+from inbox_daemon.spool import Spool
+
+_READ_BYTES = 1 << 20
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A file that was dropped: its job's name, checksum, requests and when."""
+
+    name: str
+    sha256: str
+    lines: int
+    at: float
+
+
+def drop(spool: Spool, path: Path) -> Dropped:
+    """Drop a file into inbox/ with its marker, so that it is taken at the next scan.
+
+    Raises SenderError: it cannot be read, has a name that is no job's, or a file of
+    that name waits in inbox/ already.
+    """
+    if not is_job_name(path.name):
+        msg = f"{path.name} is no job's name: letters, digits and . _ - , ending in .jsonl"
+        raise SenderError("bad_name", msg)
+    try:
+        digest, size, lines = _read(path)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise SenderError("unreadable", msg) from None
+    marker = ReadyMarker(bytes=size, sha256=digest)
+    try:
+        spool.drop(path, orjson.dumps(marker.model_dump()))
+    except FileExistsError:
+        msg = f"a file named {path.name} waits in {spool.inbox} already; wait until it is taken"
+        raise SenderError("name_in_use", msg) from None
+    except OSError as error:
+        msg = f"{spool.inbox} cannot be written: {error.strerror}; `inbox-daemon init` makes it"
+        raise SenderError("inbox_unwritable", msg) from None
+    return Dropped(path.name.removesuffix(JOB_SUFFIX), digest, lines, time.time())
+
+
+def _read(path: Path) -> tuple[str, int, int]:
+    digest, size, lines = hashlib.sha256(), 0, 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+            size += len(block)
+            lines += block.count(b"\n")
+    return digest.hexdigest(), size, lines
+
+
+def outcome(spool: Spool, dropped: Dropped) -> JobStatus | Reason | None:
+    """How a dropped file ended: its final status, its refusal, or None so far."""
+    if (spool.inbox / f"{dropped.name}.jsonl").exists():
+        return None
+    for name in (dropped.name, *_siblings(spool.outbox, dropped.name)):
+        found = views.read_status(spool.outbox / name)
+        if found and found.sha256 == dropped.sha256 and found.status != "failed":
+            return found
+    for name in (dropped.name, *_siblings(spool.rejected, dropped.name, ".reason.json")):
+        reason = views.read_reason(spool.rejected / f"{name}.reason.json")
+        if reason is not None and _is_of(reason, dropped):
+            return reason
+    return None
+
+
+def _is_of(reason: Reason, dropped: Dropped) -> bool:
+    # One that was refused before it was claimed, such as a file too large, has no checksum.
+    same = reason.name == dropped.name and reason.sha256 in {None, dropped.sha256}
+    return same and reason.rejected_at >= dropped.at - 1
+
+
+def _siblings(folder: Path, name: str, suffix: str = "") -> list[str]:
+    """Names beside NAME that carry an id: a second refusal, or a second publication."""
+    return [
+        path.name.removesuffix(suffix)
+        for path in views.entries_of(folder)
+        if path.name.startswith(f"{name}.") and path.name.endswith(suffix)
+    ]
+
+
+def order(spool: Spool, name: str, what: str, reason: str | None = None) -> None:
+    """Drop a control file.
+
+    Raises SenderError: the name or the reason is none, or inbox/ cannot be written.
+    """
+    file = f"{name}.{what}"
+    if not is_control_name(file):
+        msg = f"{name!a} is no job's name"
+        raise SenderError("bad_name", msg)
+    if reason is not None and reason not in set(DeadReason):
+        msg = f"there is no reason {reason!a}; it is one of {', '.join(DeadReason)}"
+        raise SenderError("unknown_reason", msg)
+    content = orjson.dumps({"reason": reason}) if reason else b""
+    try:
+        spool.drop_note(file, content)
+    except OSError as error:
+        msg = f"{spool.inbox} cannot be written: {error.strerror}; `inbox-daemon init` makes it"
+        raise SenderError("inbox_unwritable", msg) from None
+
+
+def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
+    """Wait until a control file was taken; return the refusal's words, if it was refused."""
+    since, until = time.time(), time.monotonic() + patience_s
+    while (spool.inbox / file).exists() or _is_being_refused(spool, file, since):
+        if time.monotonic() > until:
+            where = f"{file} waits in {spool.inbox}; it is obeyed once a daemon runs"
+            return f"{where}; {views.how_to_start(spool)}"
+        time.sleep(_POLL_S)
+    for name in (file, *_siblings(spool.rejected, file, ".reason.json")):
+        reason = views.read_reason(spool.rejected / f"{name}.reason.json")
+        if reason is not None and reason.rejected_at >= since - 1:
+            return reason.faults[0].message
+    return None
+
+
+def _is_being_refused(spool: Spool, file: str, since: float) -> bool:
+    """Say whether a control file is on its way to rejected/, or has just come there unexplained.
+
+    Asked in the order in which it moves, so that it is not missed between two places.
+    """
+    if any(spool.claimed.glob(f"*.drop/{file}")):
+        return True
+    return any(
+        re.fullmatch(rf"{re.escape(file)}(\.[0-9A-Z]{{26}})?", path.name)
+        and not path.with_name(f"{path.name}.reason.json").exists()
+        and path.lstat().st_ctime >= since - 1
+        for path in views.entries_of(spool.rejected)
+    )
+
+
+def check(path: Path, config: Config, say: Callable[[str], None]) -> bool:
+    """Check one file and say what was found; True when it would be accepted.
+
+    Raises SenderError: it cannot be read.
+    """
+    try:
+        whole = _check_whole(path, config)
+        found = Validation() if whole else _check_lines(path, config)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise SenderError("unreadable", msg) from None
+    if not whole:
+        whole = found.fatal or check_requests(QueueLoad(0, 0), found.requests, config.limits)
+    lines = [line.fault for line in found.invalid]
+    for fault in [whole, *lines] if whole else lines:
+        where = f"line {fault.line}: " if fault.line else ""
+        say(f"{path}: {where}{fault.code}: {fault.message}")
+    lenient = config.intake.on_invalid_line == "dead_letter"
+    good = whole is None and found.accepted(dead_letter_lines=lenient)
+    if good:
+        bad = f", {len(lines)} of them dead letters at once" if lines else ""
+        say(f"{path}: ok, {found.requests} requests{bad}")
+    return good
+
+
+def _check_whole(path: Path, config: Config) -> Fault | None:
+    """What is wrong with the file as a whole, before any line of it is read."""
+    if not is_job_name(path.name):
+        message = "the file's name is no job's name: letters, digits, . _ - , ending in .jsonl"
+        return Fault(code="bad_name", message=message)
+    with path.open("rb") as file:
+        form = gate.foreign_format(file.read(gate.HEAD_BYTES))
+    return gate.encoded(form) if form else check_bytes(path.stat().st_size, config.limits)
+
+
+def _check_lines(path: Path, config: Config) -> Validation:
+    name = config.engine.served_name
+    served = Served(name or None, frozenset([name] if name else []))
+    return validate_file(path, config.limits, served, keep_invalid=True)

@@ -1,0 +1,201 @@
+"""The governor: how much may be in flight, and how much is admitted at a time.
+
+Purpose: join the pure controllers of chunking.py and window.py with the newest readings of the
+engine and the card into the two figures that the runner obeys.
+Invariants: no I/O and no clock; a reading that is missing never stops the work; a card
+that stops answering stops it only where the engine that we started computes on it; what is
+taken back at once is given again only after a while, so a card at a border does not flap.
+Known limit: a card that has never answered since the daemon began stops nothing.  A driver
+that cannot be asked is no card that cannot compute, and without one vLLM does not start.
+"""
+
+import math
+from dataclasses import dataclass
+
+from inbox_daemon.contract.config import Config
+from inbox_daemon.engine.base import Load
+from inbox_daemon.engine.window import WindowController
+from inbox_daemon.gpu.heat import OPEN, PATIENCE_READINGS, Allowance, Gate, Latch, ThermalGovernor
+from inbox_daemon.gpu.nvml import GpuSample
+
+MIN_WINDOW = 8
+MAX_WINDOW = 4096
+# A card that fell silent must answer so many readings in a row before anything is sent.
+STEADY_READINGS = 3
+# The throttling that asks for less work, and what it is for.  A power cap does not: it is
+# how a card runs at its limit, and less work in flight would only make it slower.
+# Nor does a bare `hw_slowdown`, which cards also show while they change their clocks.
+_SLOWED_FOR = {
+    "hw_thermal": "heat",
+    "sw_thermal": "heat",
+    "hw_power_brake": "its power supply (hw_power_brake)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the governor does now and did before, and why; for the log."""
+
+    state: Gate
+    before: Gate
+    reason: str
+    chunk_size: int
+
+
+class Governor:
+    """The window and the chunk size, as the newest readings have them."""
+
+    def __init__(self, config: Config, max_window: int = MAX_WINDOW) -> None:
+        """Start with the window's default and the largest chunk.
+
+        `max_window` bounds the window by what the process may hold open: each request
+        in flight takes a descriptor.
+        """
+        most = max(MIN_WINDOW, min(max_window, MAX_WINDOW))
+        self._controller = WindowController(MIN_WINDOW, most)
+        self._sizer = ChunkSizer(config.run.chunk_min, config.run.chunk_max)
+        self._thermal = ThermalGovernor(config.gpu.warn_c, config.gpu.stop_c, config.gpu.resume_c)
+        self._silence = Latch(STEADY_READINGS)
+        self._allowance = OPEN
+        # What someone else runs holds memory too, under pids that we do not know as ours.
+        self._child = not config.endpoint.url
+        # Only of vLLM do we know that it computes on this card.
+        self._needs_gpu = self._child and not config.engine.command and bool(config.engine.model)
+        self._has_answered = False
+        self._crowded: str | None = None
+        self._largest = self.chunk_size = config.run.chunk_max
+        self._told = Gate.OPEN, "", self._largest
+
+    @property
+    def window(self) -> int:
+        """How many requests may be in flight now; 0 while the card is too hot or silent."""
+        return self._allowance.apply(self._controller.window)
+
+    @property
+    def closed(self) -> bool:
+        """Say whether nothing may be sent."""
+        return self.window == 0
+
+    @property
+    def state(self) -> Gate:
+        """What is allowed, in a word."""
+        if self._allowance.gate is Gate.OPEN and self._crowded:
+            return Gate.WARN
+        return self._allowance.gate
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why less is done than the engine could do; empty when it is not."""
+        return [text for text in (self._allowance.reason, self._crowded) if text]
+
+    @property
+    def reason(self) -> str | None:
+        """The first of the reasons."""
+        return next(iter(self.reasons), None)
+
+    def read_engine(
+        self, load: Load, in_flight: int, finished_since: int, now: float, *, limited: bool
+    ) -> None:
+        """Take a reading of the engine; `now` in seconds of the monotonic clock.
+
+        `limited` says whether the window was all that kept requests back.
+        """
+        # What the card keeps back is no reason for a larger window.
+        limited = limited and self._allowance.gate is Gate.OPEN
+        self._controller.update(load, in_flight, finished_since, now, limited=limited)
+
+    def read_gpu(self, sample: GpuSample | None) -> Change | None:
+        """Take a reading of the card, None when there is none.
+
+        Returns what is to be logged: once for each change of what is allowed or why.
+        """
+        if sample is None:
+            self._allowance, self._crowded = OPEN, None
+        else:
+            self._read_heat(sample)
+            self._read_memory(sample)
+            self._read_silence(sample)
+        return self._changed()
+
+    def _read_heat(self, sample: GpuSample) -> None:
+        reasons = (_SLOWED_FOR.get(reason, "") for reason in sample.throttle_reasons)
+        throttled = next(filter(None, reasons), "")
+        self._allowance = self._thermal.update(sample.temperature_c, throttled=throttled)
+
+    def _read_memory(self, sample: GpuSample) -> None:
+        others = sample.others_percent if self._child else None
+        self.chunk_size = self._sizer.update(others)
+        if self.chunk_size == self._largest:
+            self._crowded = None
+        elif others is not None:
+            self._crowded = (
+                f"others use {others:.0f} % of the GPU's memory: a chunk holds "
+                f"{self.chunk_size} requests"
+            )
+
+    def _read_silence(self, sample: GpuSample) -> None:
+        self._has_answered = self._has_answered or sample.healthy
+        lost = self._needs_gpu and self._has_answered and not sample.healthy
+        if self._silence.update(on=lost):
+            self._allowance = _silent(sample)
+
+    def _changed(self) -> Change | None:
+        told = self.state, self._allowance.cause, self.chunk_size
+        if told == self._told:
+            return None
+        before, self._told = self._told[0], told
+        words = "; ".join(self.reasons) or "all of the window is used"
+        return Change(self.state, before, words, self.chunk_size)
+
+
+def _silent(sample: GpuSample) -> Allowance:
+    what = f"the GPU does not answer ({sample.problem})"
+    if sample.healthy:
+        what = "the GPU answers again, and is watched for a moment"
+    elif sample.problem is None:
+        what = "the GPU does not answer"
+    return Allowance(Gate.CLOSED, 0.0, f"{what}: nothing is sent until it does so steadily", "loss")
+
+
+# From "Adaptive chunks" in DESIGN.md: below this share of the memory, this many.
+CHUNK_STEPS = ((70.0, 5000), (80.0, 3000), (90.0, 1000), (math.inf, 500))
+
+
+# How far below a border the reading must fall before chunks grow again.
+CHUNK_MARGIN_PERCENT = 3.0
+
+
+def chunk_size(others_percent: float | None, chunk_min: int, chunk_max: int) -> int:
+    """Return how many requests a chunk may hold.
+
+    `others_percent`: the GPU memory that others use, 0 to 100; None means the largest chunk.
+    """
+    return ChunkSizer(chunk_min, chunk_max).update(others_percent)
+
+
+class ChunkSizer:
+    """`chunk_size` with a memory, so that a reading around a border does not swing."""
+
+    def __init__(self, chunk_min: int, chunk_max: int) -> None:
+        """Take the configured bounds, in requests."""
+        self._bounds = chunk_min, chunk_max
+        self._step = self._missing = 0
+
+    def update(self, others_percent: float | None) -> int:
+        """Return the chunk size after this reading: smaller at once, larger with a margin.
+
+        A figure that is missing changes nothing for PATIENCE_READINGS readings.
+        """
+        if others_percent is None or not math.isfinite(others_percent):
+            self._missing += 1
+            self._step = self._step if self._missing <= PATIENCE_READINGS else 0
+        else:
+            self._missing = 0
+            relaxed = _step(others_percent + CHUNK_MARGIN_PERCENT)
+            self._step = max(_step(others_percent), min(self._step, relaxed))
+        low, high = self._bounds
+        return max(low, min(high, CHUNK_STEPS[self._step][1]))
+
+
+def _step(percent: float) -> int:
+    return next(index for index, (border, _) in enumerate(CHUNK_STEPS) if percent < border)

@@ -1,0 +1,159 @@
+"""Control files: cancel, pause, resume, redrive and purge, dropped like a job.
+
+Purpose: read `NAME.ACTION` or `ALL.ACTION` and carry it out.
+Invariants: a control file passes the same gate as a job; an order is on the disk
+before its file is taken away, so a crash repeats it and never loses it; each order may
+be given twice, and one that a crash repeats after its effect is over is done, not refused.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import orjson
+from pydantic import ValidationError
+
+from inbox_daemon.contract.documents import ControlOptions, Fault
+from inbox_daemon.contract.names import ALL, Order
+from inbox_daemon.contract.records import DeadReason, JobRecord
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.intake import gate
+from inbox_daemon.intake.admission import Answer
+from inbox_daemon.intake.gate import Wait
+from inbox_daemon.intake.redrive import Redriver
+from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.run.runner import Runner
+from inbox_daemon.spool import Spool
+from inbox_daemon.spool.entries import Entry
+
+PAUSED = "paused"
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One control file; `job` is a job's name or ALL, `fault` why it cannot be obeyed.
+
+    `given_at` is when it was dropped, in seconds since 1970, by this machine's clock.
+    """
+
+    job: str
+    order: Order
+    reason: DeadReason | None = None
+    fault: Fault | None = None
+    given_at: float = field(default=0.0, compare=False)
+
+
+def read(spool: Spool, entry: Entry, lane: Priority) -> Command | Wait:
+    """Read a control file that has settled."""
+    wait = gate.check_kind(entry)
+    if wait is not None:
+        return wait
+    job, _, order = entry.name.rpartition(".")
+    content = gate.read_small(spool, entry.name, lane)
+    if content is None:
+        return Wait("it has just gone")
+    # Not the time of its content, which a sender may set.
+    command = Command(job, Order(order), given_at=entry.signature.ctime_ns / 1e9)
+    if not content.strip():
+        return command
+    try:
+        options = ControlOptions.model_validate(orjson.loads(content))
+        return replace(command, reason=DeadReason(options.reason) if options.reason else None)
+    except (orjson.JSONDecodeError, ValidationError, ValueError):
+        known = ", ".join(DeadReason)
+        message = f'a control file is empty or holds {{"reason": …}} with one of {known}'
+        return replace(command, fault=Fault(code="invalid_control", message=message))
+
+
+@dataclass(slots=True)
+class Controller:
+    """Carries out orders."""
+
+    queue: JobQueue
+    ledger: Ledger
+    runner: Runner
+    redriver: Redriver
+
+    async def obey(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
+        """Carry out one order; return why not, if so.
+
+        `note` is told of each job that a redrive makes.
+        Raises LedgerError: the order is not on the disk, the daemon must end.
+        """
+        if command.fault is not None:
+            return command.fault
+        match command.order:
+            case Order.CANCEL:
+                return await self._cancel(command)
+            case Order.PAUSE | Order.RESUME:
+                return await self._pause(command, paused=command.order is Order.PAUSE)
+            case Order.REDRIVE:
+                return await self._redrive(command, note)
+            case Order.PURGE:
+                return await self._purge(command)
+
+    async def _cancel(self, command: Command) -> Fault | None:
+        name = command.job
+        jobs = [e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}]
+        for job in jobs:
+            await self.runner.jobs.end(job.id, DeadReason.CANCELLED)
+            self.runner.wake()
+        if jobs or name == ALL:
+            return None
+        last = await asyncio.to_thread(self._ended_since, command)
+        done = last is not None and last.ending is DeadReason.CANCELLED
+        return None if done else _unknown(name)
+
+    def _ended_since(self, command: Command) -> JobRecord | None:
+        """The job that an order meant, if it has ended since: then a crash repeats the order."""
+        named = [record for record in self.ledger.jobs() if record.name == command.job]
+        last = max(named, key=lambda record: record.id, default=None)
+        over = last is not None and (last.finished_at or 0.0) >= command.given_at
+        return last if over else None
+
+    async def _pause(self, command: Command, *, paused: bool) -> Fault | None:
+        """Change what is paused; ALL is a switch of its own beside single jobs."""
+        name = command.job
+        target = ALL if name == ALL else getattr(self.queue.named(name), "id", None)
+        if target is None:
+            last = await asyncio.to_thread(self._ended_since, command)
+            done = last is not None and (last.id in self.queue.paused) is paused
+            return None if done else _unknown(name)
+        active = set(self.queue.entries) | {ALL}
+        chosen = self.queue.paused & active
+        chosen = chosen | {target} if paused else chosen - {target}
+        await asyncio.to_thread(self.ledger.put_state, PAUSED, orjson.dumps(sorted(chosen)))
+        self.queue.paused = chosen
+        self.runner.wake()
+        return None
+
+    async def _redrive(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
+        groups = await asyncio.to_thread(self.redriver.groups, command.job, command.reason)
+        if not groups:
+            if await asyncio.to_thread(self.redriver.redrove, command.job, command.given_at):
+                return None
+            message = f"there are no dead letters of {command.job} to run again"
+            return Fault(code="no_dead_letters", message=message)
+        for job_id in groups:  # one at a time: each counts against the queue's limits
+            answer = await asyncio.to_thread(self.redriver.redrive, job_id, command.reason)
+            note(answer)
+            if answer.rejected is not None:
+                return answer.rejected.faults[0]
+        return None
+
+    async def _purge(self, command: Command) -> Fault | None:
+        await asyncio.to_thread(self.redriver.purge, command.job, command.reason)
+        return None
+
+
+def load_paused(ledger: Ledger) -> set[str]:
+    """What was paused when the daemon ended: job ids, or ALL."""
+    stored = ledger.get_state(PAUSED)
+    return set(orjson.loads(stored)) if stored else set()
+
+
+def _unknown(name: str) -> Fault:
+    message = f"no job named {name} is queued or running; `inbox-daemon jobs` lists them"
+    return Fault(code="unknown_job", message=message)

@@ -1,0 +1,299 @@
+"""Intake: the loop that empties inbox/.
+
+Purpose: scan the folders, ask the gate, have each complete drop answered, obey the
+control files.
+Invariants: the scan decides and a hint only wakes it; one drop is answered at a time,
+so the queue's limits hold; whatever lies in inbox/ and is not taken is shown with the
+reason in the status.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from inbox_daemon.contract import job_documents, limits
+from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.health_documents import RecentJob, WaitingDrop
+from inbox_daemon.contract.names import escape, is_control_name, is_sidecar, job_of_sidecar
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.intake import control, gate
+from inbox_daemon.intake.admission import Admission, Answer
+from inbox_daemon.intake.control import Controller
+from inbox_daemon.intake.gate import Wait
+from inbox_daemon.intake.settling import FOREIGN_FACTOR, Rota, Settling, Sighting
+from inbox_daemon.intake.watch import Watcher
+from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.spool import STUCK, Spool, durable
+from inbox_daemon.spool.entries import Entry, Identity, Kind, Scan, Signature, entries, identity_of
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 100
+# How many files of a lane are looked at in one scan: a sender decides how many there are.
+MAX_SEEN = 10_000
+
+
+@dataclass(slots=True)
+class Intake:
+    """The loop, and what it shows of itself."""
+
+    config: Config
+    spool: Spool
+    queue: JobQueue
+    admission: Admission
+    controller: Controller
+    on_change: Callable[[], None]
+    waiting: list[WaitingDrop] = field(default_factory=list)
+    paused: str | None = None
+    problem: str | None = None
+    hints_missing: str | None = None
+    turned_at: float = field(default_factory=time.monotonic)
+    _settling: dict[Priority, Settling] = field(init=False)
+    _rota: dict[Priority, Rota] = field(init=False)
+    _hinted: bool = False
+    _obeyed: dict[tuple[Priority, str], Signature] = field(default_factory=dict)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        """Start with no memory of earlier scans."""
+        settle_s, scan_s = self.config.intake.settle_s, self.config.intake.scan_interval_s
+        self._settling = {lane: Settling(settle_s) for lane in Priority}
+        turn_s = 2 * FOREIGN_FACTOR * settle_s + 4 * scan_s
+        self._rota = {lane: Rota(MAX_SEEN, turn_s) for lane in Priority}
+
+    # -- the loop -------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Scan until stopped.
+
+        Raises what must end the daemon: LedgerError, or an OSError of our own folders.
+        """
+        loop = asyncio.get_running_loop()
+
+        def hint() -> None:
+            if not self._hinted:  # one call for a flood of events
+                self._hinted = True
+                loop.call_soon_threadsafe(self._wake.set)
+
+        with Watcher([self.spool.lane(lane) for lane in Priority], hint) as watcher:
+            while not self._stopping:
+                self.turned_at = time.monotonic()
+                await self._scan_all(watcher)
+                await self._pause()
+
+    def stop(self) -> None:
+        """Finish the drop in hand and end."""
+        self._stopping = True
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Scan now: there is room again."""
+        self._wake.set()
+
+    async def _pause(self) -> None:
+        """Wait for a hint or for the next scan, whichever is first."""
+        interval_s = self.config.intake.scan_interval_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await self._wake.wait()
+            # Events come in bursts; one scan answers all of them.
+            await asyncio.sleep(min(0.05, interval_s / 4))
+        self._hinted = False
+        self._wake.clear()
+
+    async def _scan_all(self, watcher: Watcher) -> None:
+        """Scan the folders by priority, and keep the watcher awake."""
+        waiting: list[WaitingDrop] = []
+        seen: dict[str | os.PathLike[str], Identity | None] = {}
+        self.problem = None
+        for lane in Priority:
+            identity = await self._scan_lane(lane, waiting)
+            if identity is not None:  # else the watcher looks itself: it may be there all the same
+                seen[self.spool.lane(lane)] = identity
+        await asyncio.to_thread(watcher.check, seen)
+        self.hints_missing = watcher.reason
+        self.waiting = waiting
+
+    async def _scan_lane(self, lane: Priority, waiting: list[WaitingDrop]) -> Identity | None:
+        """Answer what lies in one folder; return which folder that was."""
+        try:
+            found = await asyncio.to_thread(self._scan, lane)
+        except OSError as error:
+            self.problem = f"{error.filename or lane} cannot be used: {error.strerror}"
+            return None
+        await self._answer_all(found, lane, waiting)
+        return found.identity
+
+    def _scan(self, lane: Priority) -> Scan:
+        try:
+            fd = self.spool.open_lane(lane)
+        except (FileNotFoundError, NotADirectoryError):
+            self.spool.mend_inbox()
+            log.warning("inbox_mended", extra={"folder": str(self.spool.lane(lane))})
+            fd = self.spool.open_lane(lane)
+        try:
+            self.spool.check_lane(fd, lane)
+            return Scan(identity_of(fd), self._choose(lane, entries(fd)))
+        finally:
+            os.close(fd)
+
+    def _choose(self, lane: Priority, found: Iterator[Entry]) -> list[Entry]:
+        """What of a lane is looked at now; of what stays for good as much as is shown."""
+        staying: list[Entry] = []
+        strays: list[Entry] = []  # of names that are none: they hold nobody up, and go in the end
+
+        def candidates() -> Iterator[Entry]:
+            for entry in found:
+                if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
+                    continue
+                wait = gate.check_entry(entry)
+                if wait is None or is_sidecar(entry.name) or is_control_name(entry.name):
+                    yield entry
+                elif wait.overdue is not None and len(strays) < MAX_SEEN:
+                    strays.append(entry)
+                elif wait.overdue is None and len(staying) < MAX_WAITING:
+                    staying.append(entry)
+
+        return self._rota[lane].choose(time.monotonic(), candidates()) + strays + staying
+
+    async def _answer_all(self, seen: Scan, lane: Priority, waiting: list[WaitingDrop]) -> None:
+        now = time.monotonic()
+        settling = self._settling[lane]
+        sightings = [
+            Sighting(entry.name, entry.signature, durable.may_lease(entry.uid))
+            for entry in seen.entries
+            if entry.kind is Kind.FILE
+        ]
+        settled = set(settling.observe(now, sightings))
+        names = {entry.name for entry in seen.entries}
+        self.admission.forget_others(lane, names)
+        for key in [key for key in self._obeyed if key[0] is lane and key[1] not in names]:
+            del self._obeyed[key]
+        for entry in sorted(seen.entries, key=lambda entry: entry.signature.ctime_ns):
+            if self._stopping:
+                return
+            self.turned_at = time.monotonic()
+            if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
+                continue
+            quiet_s = settling.unchanged_for(entry.name, now)
+            wait = await self._answer(entry, lane, entry.name in settled, quiet_s)
+            if wait is not None and len(waiting) < MAX_WAITING:
+                name, since_s = escape(entry.name), round(quiet_s, 1)
+                waiting.append(WaitingDrop(name=name, why=wait.why, since_s=since_s))
+
+    async def _answer(
+        self,
+        entry: Entry,
+        lane: Priority,
+        settled: bool,  # noqa: FBT001 - as the scan found it
+        quiet_s: float,
+    ) -> Wait | None:
+        """Deal with one entry; return why it stays, if it does."""
+        if is_sidecar(entry.name):
+            return self._accompany(entry, lane)
+        if is_control_name(entry.name):
+            wait = gate.check_kind(entry) or await self._order(entry, lane, settled=settled)
+        else:
+            wait = gate.check_entry(entry) or self._hold()
+            if wait is None:
+                wait = await self._take(entry, lane, settled=settled)
+        if wait is None:
+            self._forget_waiting(entry.name)
+        if wait is None or wait.overdue is None or quiet_s < self.config.intake.incomplete_s:
+            return wait
+        if await asyncio.to_thread(gate.is_being_written, self.spool, entry, lane):
+            return Wait(f"{wait.why}; a process has it open for writing", wait.overdue)
+        return await self._reject(entry, lane, wait.overdue)
+
+    def _accompany(self, entry: Entry, lane: Priority) -> Wait | None:
+        """Show a sidecar whose job's file is not there; it may have gone with that just now."""
+        folder = self.spool.lane(lane)
+        # Not `exists`, which asks where a link leads and fails for one that leads nowhere.
+        job = os.path.lexists(folder / job_of_sidecar(entry.name))
+        if job or not os.path.lexists(folder / entry.name):
+            return None
+        return Wait("it waits for its job's file")
+
+    async def _reject(self, entry: Entry, lane: Priority, fault: Fault) -> Wait | None:
+        answer = await asyncio.to_thread(self.admission.reject_drop, entry, lane, fault)
+        self._note(answer)
+        return answer.wait
+
+    def _forget_waiting(self, name: str) -> None:
+        """Show no longer as waiting what was just answered; the scan may go on for long."""
+        self.waiting = [drop for drop in self.waiting if drop.name != escape(name)]
+
+    def _hold(self) -> Wait | None:
+        """Leave everything where it is while there is no room for it."""
+        if self.paused:
+            return Wait(self.paused)
+        if self.config.intake.on_full == "hold":
+            full = limits.check_queue(self.queue.load(), self.config.limits)
+            return Wait(full.message) if full else None
+        return None
+
+    async def _take(self, entry: Entry, lane: Priority, *, settled: bool) -> Wait | None:
+        answer = await asyncio.to_thread(self.admission.answer, entry, lane, settled=settled)
+        self._note(answer)
+        return answer.wait
+
+    async def _order(self, entry: Entry, lane: Priority, *, settled: bool) -> Wait | None:
+        if not settled:
+            return Wait("it has just arrived")
+        if self._obeyed.get((lane, entry.name)) == entry.signature:
+            return Wait("it was obeyed but cannot be taken away; remove it")
+        return await self._obey(entry, lane)
+
+    async def _obey(self, entry: Entry, lane: Priority) -> Wait | None:
+        """Carry out a control file, or refuse it with the reason."""
+        command = control.read(self.spool, entry, lane)
+        if isinstance(command, Wait):
+            return command
+        fault = await self.controller.obey(command, self._note)
+        if fault is None:
+            wait = await asyncio.to_thread(self._remove_order, entry, lane)
+        else:
+            wait = await self._reject(entry, lane, fault)
+        self.on_change()
+        return wait
+
+    def _remove_order(self, entry: Entry, lane: Priority) -> Wait | None:
+        try:
+            self.spool.remove_drop(entry.name, lane)
+        except OSError as error:
+            if error.errno not in STUCK:
+                raise
+            self._obeyed[lane, entry.name] = entry.signature
+            return Wait(f"it was obeyed but cannot be taken away: {error.strerror}; remove it")
+        return None
+
+    # -- what the others learn ------------------------------------------------------
+
+    def _note(self, answer: Answer) -> None:
+        """Tell the queue, the log and the status; on the event loop."""
+        if answer.wait is not None:
+            return
+        if answer.queued is not None:
+            job = answer.queued
+            self.queue.add(job)
+            log.info("job_queued", extra={"job": job.name, "requests": job.requests})
+        elif answer.rejected is not None:
+            why = answer.rejected
+            self.queue.note(job_documents.recent_rejected(why))
+            log.warning("job_rejected", extra={"job": why.name, "code": why.code})
+        elif answer.redelivered is not None:
+            job = answer.redelivered
+            self.queue.note(_recent_redelivered(job.id, job.name))
+            log.info("job_redelivered", extra={"job": job.name, "id": job.id})
+        self.on_change()
+
+
+def _recent_redelivered(job_id: str, name: str) -> RecentJob:
+    words = f"the same file as job {job_id}; it is not run again"
+    return RecentJob(id=job_id, name=name, status="redelivered", at=int(time.time()), message=words)

@@ -1,0 +1,192 @@
+"""input.jsonl: where each request lies in a job's file.
+
+Purpose: number the requests of a file and read any of them, in a few bytes each.
+Invariants: the file is only read; one line is held at a time; lines of white space
+are no requests.
+Words: a *line* is a 1-based number in the file, an *ordinal* a 0-based count of
+requests; they differ where the file has blank lines.
+"""
+
+import os
+from array import array
+from bisect import bisect_left, bisect_right
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from inbox_daemon.contract.errors import DamagedJobError
+from inbox_daemon.spool import durable
+
+_READ_BYTES = 1 << 20
+_GUESS_BYTES = 8192
+
+
+class JobInput:
+    """The open input file of an accepted job."""
+
+    def __init__(self, path: Path, requests: int) -> None:
+        """Open and number the file; blocks for about a second per GB.
+
+        Raises DamagedJobError: it does not hold the `requests` that were accepted;
+        OSError: it cannot be read.
+        """
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._fd).st_size
+        self.lines, self._starts = _index(self._fd)
+        if len(self.lines) != requests:
+            self.close()
+            msg = f"{path} has {len(self.lines)} requests where {requests} were accepted"
+            raise DamagedJobError("input_damaged", msg)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def line_of(self, ordinal: int) -> int:
+        """The 1-based line number of a request."""
+        return self.lines[ordinal]
+
+    def ordinal_of(self, line: int) -> int:
+        """The request at a line number.
+
+        Raises KeyError: that line holds no request.
+        """
+        ordinal = bisect_left(self.lines, line)
+        if ordinal == len(self.lines) or self.lines[ordinal] != line:
+            raise KeyError(line)
+        return ordinal
+
+    def count_up_to(self, line: int) -> int:
+        """How many requests lie at or before a line number."""
+        return bisect_right(self.lines, line)
+
+    def size_of(self, ordinal: int) -> int:
+        """A request's bytes, its newline and the blank lines after it included."""
+        last = ordinal + 1 == len(self.lines)
+        return (self._size if last else self._starts[ordinal + 1]) - self._starts[ordinal]
+
+    def read(self, ordinal: int, limit: int | None = None) -> bytes:
+        """A request's line, without its newline, cut at `limit` bytes."""
+        size = self.size_of(ordinal)
+        wanted = size if limit is None else min(size, limit)
+        return _read_line(self._fd, self._starts[ordinal], wanted)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _index(fd: int) -> tuple["array[int]", "array[int]"]:
+    """Where the requests of an open file are: line numbers and byte offsets.
+
+    Lines of white space are no requests.  Holds one line at a time.
+    """
+    lines, starts = array("I"), array("Q")
+    offset = 0
+    with os.fdopen(os.dup(fd), "rb", buffering=_READ_BYTES) as file:
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                lines.append(number)
+                starts.append(offset)
+            offset += len(line)
+    return lines, starts
+
+
+def _read_line(fd: int, start: int, limit: int) -> bytes:
+    """The line that starts at an offset, without its newline, cut at `limit` bytes."""
+    data = os.pread(fd, min(_GUESS_BYTES, limit), start)
+    end = data.find(b"\n")
+    while end < 0 and len(data) < limit:
+        more = os.pread(fd, min(len(data), limit - len(data)), start + len(data))
+        if not more:
+            return data
+        end = more.find(b"\n")
+        end = end + len(data) if end >= 0 else end
+        data += more
+    return data if end < 0 else data[:end]
+
+
+class Journal:
+    """One job's results.part, open for appending."""
+
+    def __init__(self, path: Path, committed: int) -> None:
+        """Open or make the file and cut off what was never committed.
+
+        `committed` is a length in bytes.
+        Raises DamagedJobError: the file is shorter than that, so committed results are
+        missing from the disk.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fresh = not path.exists()
+        self._fd = os.open(path, flags, 0o640)
+        size = os.fstat(self._fd).st_size
+        if size < committed:
+            os.close(self._fd)
+            msg = f"{path} has {size} bytes where {committed} were committed: the disk lost data"
+            raise DamagedJobError("journal_short", msg)
+        if size > committed:
+            os.ftruncate(self._fd, committed)
+        if fresh:
+            durable.sync_dir(path.parent)
+        self.durable = committed
+        self.written = committed
+        self._pending: list[bytes] = []
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; what was not flushed is dropped."""
+        self.close()
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes a flush would write."""
+        return self.written - self.durable
+
+    def append(self, line: bytes) -> tuple[int, int]:
+        """Take one line; return its offset and length in bytes."""
+        position = self.written, len(line)
+        self._pending.append(line)
+        self.written += len(line)
+        return position
+
+    def take(self) -> tuple[list[bytes], int]:
+        """Hand over what is pending, and the length the file has once it is written."""
+        pending, self._pending = self._pending, []
+        return pending, self.written
+
+    def flush(self, lines: list[bytes], length: int) -> None:
+        """Write lines that `take` gave and make them last; may run in a thread.
+
+        Raises OSError: the disk is full or failing; the caller must not go on.
+        """
+        if not lines:
+            return
+        durable.write_at(self._fd, b"".join(lines), self.durable)
+        self.durable = length
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

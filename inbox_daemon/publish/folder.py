@@ -1,0 +1,179 @@
+"""From a complete job to its folder in outbox/.
+
+Purpose: put the results in input order, prove that each request has exactly one, and
+show the folder whole or not at all.
+Invariants: the folder is built inside running/<id>, so outbox/ never holds a part of
+one; every step may be repeated after a crash; the ledger forgets a job's lines only
+after its folder is in outbox/.
+Known limit: results are read from results.part in input order, which on a cold disk
+cache costs a seek each.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from inbox_daemon.contract import job_documents
+from inbox_daemon.contract.documents import Usage
+from inbox_daemon.contract.errors import DamagedJobError, LedgerError
+from inbox_daemon.contract.names import ERRORS, OUTPUT, RETRY, STATUS
+from inbox_daemon.contract.records import DeadReason, Entry, JobRecord
+from inbox_daemon.contract.states import BatchStatus, Outcome
+from inbox_daemon.jobs.files import JobInput
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.spool import Spool, durable
+
+log = logging.getLogger(__name__)
+
+_BUFFER_BYTES = 1 << 18
+_STATUS = {
+    None: BatchStatus.COMPLETED,
+    DeadReason.CANCELLED: BatchStatus.CANCELLED,
+    DeadReason.EXPIRED: BatchStatus.EXPIRED,
+}
+
+
+def publish(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
+    """Publish a job whose requests all have their outcome; blocks, use a thread.
+
+    Returns the finished record.  Repeating it after a crash goes on where that was.
+    Raises LedgerError: a request lacks its outcome, which is a bug; DamagedJobError: its
+    files lost data since; OSError.
+    """
+    shown = spool.published_as(record.id, record.name)
+    if shown is None and record.outbox is None:
+        record = _build(record, spool, ledger).model_copy(update={"outbox": record.name})
+        # From here on a folder that is missing was collected, not lost.
+        ledger.update(record.model_copy(update={"finished_at": None}))
+    if shown is None:
+        shown = spool.publish(record.id, record.name)
+    record = _finished(record, ledger).model_copy(update={"outbox": shown})
+    ledger.finish(record)
+    spool.discard(record.id)
+    log.info(
+        "job_published",
+        extra={"job": record.name, "completed": record.completed, "failed": record.failed},
+    )
+    return record
+
+
+def _finished(record: JobRecord, ledger: Ledger) -> JobRecord:
+    progress, now = ledger.progress(record.id), time.time()
+    tokens_in, tokens_out = progress.input_tokens, progress.output_tokens
+    return record.model_copy(
+        update={
+            "status": _STATUS[record.ending],
+            "finalizing_at": record.finalizing_at or now,
+            "finished_at": now,
+            "completed": progress.completed,
+            "failed": progress.failed,
+            "energy_j": progress.energy_j if record.energy_j is None else record.energy_j,
+            "usage": Usage(
+                input_tokens=tokens_in,
+                output_tokens=tokens_out,
+                total_tokens=tokens_in + tokens_out,
+            ),
+        }
+    )
+
+
+def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
+    """Write the folder into running/<id>/outbox, with everything in it on the disk."""
+    record = record.model_copy(update={"finalizing_at": time.time()})
+    folder = spool.build_path(record.id)
+    durable.remove_tree(folder)
+    durable.make_dir(folder)
+    with _Writer(folder) as files:
+        _copy_lines(record, spool, ledger, files)
+        record = _finished(record, ledger)
+        _check_counts(record, files)
+        files.close()
+        record = record.model_copy(update={"checksums": files.checksums()})
+        status = job_documents.job_status(record, errors=ERRORS in files, retry=RETRY in files)
+    durable.write_file(folder / STATUS, job_documents.pretty(status))
+    spool.share(folder)
+    return record
+
+
+class _Writer:
+    """The files of a folder, made when their first line comes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        self.counts = {OUTPUT: 0, ERRORS: 0, RETRY: 0}
+        self._digests = {name: hashlib.sha256() for name in self.counts}
+        self._open(OUTPUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return self.counts[name] > 0
+
+    def _open(self, name: str) -> BinaryIO:
+        self._files[name] = (self._folder / name).open("xb", buffering=_BUFFER_BYTES)
+        return self._files[name]
+
+    def add(self, name: str, line: bytes) -> None:
+        (self._files.get(name) or self._open(name)).write(line)
+        self.counts[name] += 1
+        self._digests[name].update(line)
+
+    def checksums(self) -> dict[str, str]:
+        """The sha256 of each file."""
+        return {name: self._digests[name].hexdigest() for name in self._files}
+
+    def close(self) -> None:
+        """Close every file with its content on the disk."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+
+def _copy_lines(record: JobRecord, spool: Spool, ledger: Ledger, files: _Writer) -> None:
+    """Walk input and ledger side by side: each request must meet its own outcome."""
+    entries = ledger.all_entries(record.id)
+    results = os.open(spool.results_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with JobInput(spool.input_path(record.id), record.requests) as source:
+            for ordinal, line in enumerate(source.lines):
+                found, entry = next(entries, (0, None))
+                if entry is None or found != line:
+                    msg = f"line {line} of job {record.name} has no outcome; this is a bug"
+                    raise LedgerError("outcome_missing", msg)
+                _copy_line(entry, results, source, ordinal, files)
+    finally:
+        os.close(results)
+
+
+def _copy_line(entry: Entry, results: int, source: JobInput, ordinal: int, files: _Writer) -> None:
+    output = os.pread(results, entry.length, entry.offset)
+    if len(output) != entry.length or not (output[:1] == b"{" and output[-2:] == b"}\n"):
+        msg = f"results.part lost the outcome of line {source.line_of(ordinal)}"
+        raise DamagedJobError("journal_short", msg)
+    if entry.outcome is Outcome.RESULT:
+        files.add(OUTPUT, output)
+        return
+    files.add(ERRORS, output)
+    if entry.retryable:
+        files.add(RETRY, source.read(ordinal) + b"\n")
+
+
+def _check_counts(record: JobRecord, files: _Writer) -> None:
+    made = files.counts[OUTPUT], files.counts[ERRORS]
+    if made == (record.completed, record.failed) and sum(made) == record.requests:
+        return
+    msg = (
+        f"job {record.name} has {record.requests} requests, {record.completed} results and "
+        f"{record.failed} dead letters, but {made} lines were written; this is a bug"
+    )
+    raise LedgerError("count_mismatch", msg)

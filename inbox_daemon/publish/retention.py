@@ -1,0 +1,115 @@
+"""Retention: remove what has ended, by age and by total bytes.
+
+Purpose: choose, purely, what goes; and carry it out through spool and ledger.
+Invariants: only published folders, refused files, dead letters and the records of
+jobs that left nothing else are ever removed, never anything unfinished, in quarantine/
+or in inbox/; the oldest goes first; a limit of 0 keeps everything.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ulid import ULID
+
+from inbox_daemon.contract.config import Config, RetentionConfig
+from inbox_daemon.contract.records import JobRecord
+from inbox_daemon.ledger import Ledger
+from inbox_daemon.spool import Spool
+
+log = logging.getLogger(__name__)
+
+_DAY_S = 86400.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[T]):
+    """Something that takes room, its end in seconds since 1970, its size in bytes."""
+
+    what: T
+    at: float
+    size: int
+
+
+def surplus(kept: Iterable[Kept[T]], now: float, days: float, max_bytes: int) -> list[T]:
+    """What is older than `days`, and the oldest of the rest above `max_bytes` in all."""
+    ordered = sorted(kept, key=lambda item: item.at)
+    total = sum(item.size for item in ordered)
+    gone = []
+    for item in ordered:
+        old = days > 0 and now - item.at > days * _DAY_S
+        if not old and not (max_bytes > 0 and total > max_bytes):
+            continue
+        gone.append(item.what)
+        total -= item.size
+    return gone
+
+
+def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
+    """Remove the surplus; blocks, use a thread.  Returns how many things went.
+
+    Raises LedgerError, OSError.
+    """
+    rules, gone = config.retention, 0
+    published = [Kept(name, at, size) for name, at, size in spool.published_folders()]
+    for name in surplus(published, now, rules.outbox_days, rules.outbox_max_bytes):
+        spool.remove_published(name)
+        log.info("outbox_removed", extra={"job": name})
+        gone += 1
+    refused = [Kept(names, at, size) for names, at, size in spool.rejections()]
+    for names in surplus(refused, now, rules.rejected_days, rules.rejected_max_bytes):
+        spool.remove_rejection(names)
+        log.info("rejection_removed", extra={"files": names})
+        gone += 1
+    jobs = {record.id: record for record in ledger.jobs()}
+    gone += _retain_letters(rules, ledger, jobs, now)
+    return gone + _retain_records(config, spool, ledger, jobs, now)
+
+
+def _retain_letters(
+    rules: RetentionConfig, ledger: Ledger, jobs: dict[str, JobRecord], now: float
+) -> int:
+    """Remove old letters; their age is that of their job's end.
+
+    Where the job's record is gone, as of one whose files vanished, it is that of its id.
+    """
+    busy = ledger.being_redriven()
+    letters = [
+        Kept((job_id, line), at, size)
+        for job_id, line, size in ledger.dead_sizes()
+        if (at := _ended_at(job_id, jobs)) is not None and (job_id, line) not in busy
+    ]
+    gone = surplus(letters, now, rules.dead_letter_days, rules.dead_letter_max_bytes)
+    if gone:
+        ledger.purge(gone)
+        log.info("dead_letters_removed", extra={"count": len(gone)})
+    return len(gone)
+
+
+def _ended_at(job_id: str, jobs: dict[str, JobRecord]) -> float | None:
+    """When a job was finished, in seconds since 1970; None while it is active."""
+    if job_id in jobs:
+        return jobs[job_id].finished_at
+    return ULID.from_str(job_id).timestamp
+
+
+def _retain_records(
+    config: Config, spool: Spool, ledger: Ledger, jobs: dict[str, JobRecord], now: float
+) -> int:
+    """Forget jobs whose re-delivery counts as new by now and that left nothing else."""
+    lettered = {job_id for job_id, _, _ in ledger.dead_sizes()}
+    gone = 0
+    for record in jobs.values():
+        over = _is_over(record, config, now) and record.id not in lettered
+        if over and spool.published_as(record.id, record.name) is None:
+            ledger.forget(record.id)
+            gone += 1
+    return gone
+
+
+def _is_over(record: JobRecord, config: Config, now: float) -> bool:
+    if record.finished_at is None:
+        return False
+    return now - record.finished_at > config.intake.dedup_days * _DAY_S

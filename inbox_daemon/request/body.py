@@ -1,0 +1,325 @@
+"""What of a request's body may reach the engine.
+
+Purpose: hold a body to the parameters of its endpoint, to values that no engine chokes
+on, and to the caps of [limits.body].
+Invariants: pure; a body that passes has only known parameters, or such as the operator
+opened by name; the first fault found is told, with the path of what is wrong.  A refused
+parameter that is null or false asks for nothing, and passes.
+Known limits: values are checked for what can do harm, not for what the engine will
+answer to; a parameter that was opened by name is passed on unchecked.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from inbox_daemon.contract.config import NEVER, BodyConfig
+from inbox_daemon.request.endpoints import NEEDED, PARAMETERS, REFUSED, REFUSED_AT, Kind
+from inbox_daemon.request.faults import LineFaultError, closed, key_path, never, over_limit, wrong
+from inbox_daemon.request.messages import Contents, are_plain
+from inbox_daemon.request.schemas import (
+    check_format,
+    check_structured,
+    check_template_kwargs,
+    check_text,
+    check_tools,
+)
+
+_NONE = type(None)
+_TYPES: dict[Kind, frozenset[type]] = {
+    Kind.TEXT: frozenset({str, _NONE}),
+    Kind.NUMBER: frozenset({int, float, _NONE}),
+    Kind.INTEGER: frozenset({int, _NONE}),
+    Kind.SWITCH: frozenset({bool, _NONE}),
+    Kind.OBJECT: frozenset({dict, _NONE}),
+    Kind.ARRAY: frozenset({list, _NONE}),
+    Kind.CHOICE: frozenset({str, dict, _NONE}),
+}
+_WORDS: dict[Kind, str] = {
+    Kind.TEXT: "a string",
+    Kind.NUMBER: "a number",
+    Kind.INTEGER: "a whole number",
+    Kind.SWITCH: "true or false",
+    Kind.OBJECT: "an object",
+    Kind.ARRAY: "a list",
+    Kind.CHOICE: "a string or an object",
+}
+# Kinds that have a check of their own, which a text always passes.
+_TEXT_IS_GOOD = (Kind.PROMPT, Kind.EMBEDDED, Kind.ITEMS, Kind.SCORED)
+_JSON_TYPES = (str, int, float, bool, _NONE, list, dict)
+
+
+def _settling(kind: Kind) -> frozenset[type]:
+    """The types of which any value is good for this kind, and holds no other value."""
+    good = frozenset({str}) if kind in _TEXT_IS_GOOD else _TYPES.get(kind, frozenset())
+    return good - {list, dict}
+
+
+class _Usual(NamedTuple):
+    """What makes a body of one endpoint a usual one, behind one look-up.
+
+    `settled` names, by type, the parameters of which such a value needs no further check;
+    `talks` those that may be plain messages; `needed` is a parameter that is all a body
+    needs, and one that it never has where it needs more than one.
+    """
+
+    settled: dict[type, frozenset[str]]
+    talks: frozenset[str]
+    needed: str
+
+
+def _usual(url: str) -> _Usual:
+    known, needed = PARAMETERS[url], NEEDED[url][0]
+    settled = {
+        one: frozenset(name for name, kind in known.items() if one in _settling(kind))
+        for one in _JSON_TYPES
+    }
+    talks = frozenset(name for name, kind in known.items() if kind is Kind.MESSAGES)
+    return _Usual(settled, talks, min(needed) if len(needed) == 1 else "")
+
+
+_USUAL = {url: _usual(url) for url in PARAMETERS}
+# The levels of a line whose body is all settled: line, body, messages, message, content, part.
+SETTLED_DEPTH = 6
+
+_MAX_TOKEN_ID = 1 << 31
+_TOKEN_ID = re.compile(r"[0-9]{1,10}")
+_MAX_REPETITION = 1024
+_ENCODINGS = ("float", "base64", None)
+
+
+@dataclass(slots=True)
+class _Body:
+    """One body under one set of rules; `size` is its line's length in bytes."""
+
+    url: str
+    values: dict[str, Any]
+    size: int
+    rules: BodyConfig
+
+
+def unsettled(url: str, body: dict[str, Any]) -> list[str]:
+    """Name the parameters that `check_unsettled` must look at, in their order.
+
+    For most bodies there are none: their values are good by their types alone, and no list
+    or object is in them but plain messages.  A name that the body lacks comes last, where
+    it may lack what it needs.
+    """
+    settled, talks, needed = _USUAL[url]
+    names = []
+    for name, value in body.items():
+        if name not in settled[type(value)] and not (name in talks and are_plain(value)):
+            names.append(name)
+    if needed not in body:
+        names.append(needed)
+    return names
+
+
+def check_unsettled(
+    url: str, body: dict[str, Any], names: list[str], size: int, rules: BodyConfig
+) -> None:
+    """Check what `unsettled` named; `size` is the length of the body's line in bytes.
+
+    Raises LineFaultError: `body_not_allowed`, `body_over_limit` or `invalid_request`,
+    whose param is the path of what is wrong, such as body.chat_template.
+    """
+    whole = _Body(url, body, size, rules)
+    for name in names:
+        if name in body:
+            _check_parameter(whole, name, body[name])
+        else:
+            _check_needed(url, body)
+
+
+def _check_needed(url: str, body: dict[str, Any]) -> None:
+    if not any(names <= body.keys() for names in NEEDED[url]):
+        ways = " or ".join(" and ".join(sorted(names)) for names in NEEDED[url])
+        message = f"a body for {url} must have {ways}"
+        raise LineFaultError("invalid_request", message, f"body.{min(NEEDED[url][0])}")
+
+
+def _check_parameter(body: _Body, key: str, value: object) -> None:
+    kind = PARAMETERS[body.url].get(key)
+    if kind is None:
+        _check_refused(body, key, value)
+    elif kind in _TYPES:
+        if type(value) not in _TYPES[kind]:
+            raise wrong(f"body.{key}", _WORDS[kind])
+    else:
+        _CHECKS[kind](body, f"body.{key}", value)
+
+
+def _check_refused(body: _Body, key: str, value: object) -> None:
+    known = REFUSED_AT.get(body.url, {}).get(key) or REFUSED.get(key)
+    if key in NEVER:
+        if value not in (None, False):
+            raise never(f"body.{key}", f"{NEVER[key]}; leave it out or set it to false")
+    elif key in body.rules.allow or (known is not None and value in (None, False)):
+        return
+    else:
+        why = known or f"neither OpenAI nor vLLM documents it for {body.url}"
+        raise closed(key_path("body", key), why, key)
+
+
+# -- numbers and lists ----------------------------------------------------------------
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int  # True is an int as well
+
+
+def _check_count(body: _Body, path: str, value: object) -> None:
+    """Check `n` or `best_of`: how many answers, alone and over all prompts."""
+    if value is None:
+        return
+    if type(value) is not int or value < 1:
+        raise wrong(path, "a whole number from 1")
+    if value > body.rules.max_n:
+        raise over_limit(path, f"the value {value}", body.rules.max_n, "max_n")
+    prompts = body.values.get("prompt")
+    many = len(prompts) if isinstance(prompts, list) and not all(map(_is_int, prompts)) else 1
+    if many * value > body.rules.max_inputs:
+        what = f"{value} answers to each of {many} prompts"
+        raise over_limit(path, what, body.rules.max_inputs, "max_inputs")
+
+
+def _check_logprobs(body: _Body, path: str, value: object) -> None:
+    if value is None:
+        return
+    if type(value) is not int or value < 0:
+        raise wrong(path, "a whole number from 0")
+    if value > body.rules.max_logprobs:
+        raise over_limit(path, f"the value {value}", body.rules.max_logprobs, "max_logprobs")
+
+
+def _check_stop(body: _Body, path: str, value: object) -> None:
+    texts = [value] if isinstance(value, str) else value
+    _check_texts(body, path, texts, (body.rules.max_stop, "max_stop"))
+
+
+def _check_words(body: _Body, path: str, value: object) -> None:
+    _check_texts(body, path, value, (body.rules.max_bad_words, "max_bad_words"))
+
+
+def _check_texts(body: _Body, path: str, value: object, limit: tuple[int, str]) -> None:
+    if value is None:
+        return
+    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+        raise wrong(path, "a list of strings that are not empty")
+    if len(value) > limit[0]:
+        raise over_limit(path, f"{len(value)} entries", *limit)
+    longest = max(map(len, value), default=0)
+    if longest > body.rules.max_stop_chars:
+        cap = body.rules.max_stop_chars
+        raise over_limit(path, f"an entry of {longest} characters", cap, "max_stop_chars")
+
+
+def _check_token_ids(body: _Body, path: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, list) or not all(map(_is_int, value)):
+        raise wrong(path, "a list of token ids, which are whole numbers")
+    if len(value) > body.rules.max_token_ids:
+        raise over_limit(path, f"{len(value)} ids", body.rules.max_token_ids, "max_token_ids")
+    if value and not 0 <= min(value) <= max(value) < _MAX_TOKEN_ID:
+        raise wrong(path, "a list of token ids, which are from 0 and below 2^31")
+
+
+def _check_bias(body: _Body, path: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict) or not all(
+        type(bias) in {int, float} for bias in value.values()
+    ):
+        raise wrong(path, "an object of token ids with a number each")
+    if not all(name.isascii() and name.isdigit() and len(name) <= 10 for name in value):  # noqa: PLR2004 - 2^31 has ten digits
+        raise wrong(path, "an object whose keys are token ids")
+    if len(value) > body.rules.max_token_ids:
+        raise over_limit(path, f"{len(value)} ids", body.rules.max_token_ids, "max_token_ids")
+
+
+def _check_repetition(_body: _Body, path: str, value: object) -> None:
+    """Check `repetition_detection`, which looks for every size of pattern at every token."""
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise wrong(path, "an object")
+    if not all(type(size) is int and 0 <= size <= _MAX_REPETITION for size in value.values()):
+        raise wrong(path, f"an object of whole numbers from 0 to {_MAX_REPETITION}")
+
+
+def _check_encoding(_body: _Body, path: str, value: object) -> None:
+    if value not in _ENCODINGS:
+        raise wrong(path, "float or base64: the answer has to be JSON")
+
+
+# -- what the model is shown ----------------------------------------------------------
+
+
+def _check_messages(body: _Body, path: str, value: object) -> None:
+    Contents(body.rules, body.size).messages(path, value)
+
+
+def _check_items(body: _Body, path: str, value: object) -> None:
+    Contents(body.rules, body.size).items(path, value)
+
+
+def _check_scored(body: _Body, path: str, value: object) -> None:
+    if isinstance(value, list) and len(value) > body.rules.max_inputs:
+        raise over_limit(path, f"{len(value)} entries", body.rules.max_inputs, "max_inputs")
+    Contents(body.rules, body.size).scored(path, value)
+
+
+def _check_prompt(body: _Body, path: str, value: object) -> None:
+    """Check texts or token ids, one or a list of them."""
+    if isinstance(value, str):
+        return
+    if not isinstance(value, list) or not value:
+        raise wrong(path, "a string, or a list of strings or of token ids")
+    kinds = set(map(type, value))
+    if kinds == {int}:
+        return
+    if len(value) > body.rules.max_inputs:
+        raise over_limit(path, f"{len(value)} entries", body.rules.max_inputs, "max_inputs")
+    if kinds == {str}:
+        return
+    if kinds != {list} or not all(set(map(type, ids)) == {int} for ids in value):
+        raise wrong(path, "a string, or a list of strings or of token ids")
+
+
+def _check_embedded(body: _Body, path: str, value: object) -> None:
+    """Check the input of an embedding, which vLLM also takes as one conversation."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        _check_messages(body, path, value)
+    else:
+        _check_prompt(body, path, value)
+
+
+_Check = Callable[[_Body, str, object], None]
+
+
+def _sized(check: Callable[[str, object, int, BodyConfig], None]) -> _Check:
+    return lambda body, path, value: check(path, value, body.size, body.rules)
+
+
+_CHECKS: dict[Kind, _Check] = {
+    Kind.COUNT: _check_count,
+    Kind.LOGPROBS: _check_logprobs,
+    Kind.STOP: _check_stop,
+    Kind.WORDS: _check_words,
+    Kind.TOKEN_IDS: _check_token_ids,
+    Kind.BIAS: _check_bias,
+    Kind.REPETITION: _check_repetition,
+    Kind.ENCODING: _check_encoding,
+    Kind.MESSAGES: _check_messages,
+    Kind.PROMPT: _check_prompt,
+    Kind.EMBEDDED: _check_embedded,
+    Kind.ITEMS: _check_items,
+    Kind.SCORED: _check_scored,
+    Kind.TOOLS: _sized(check_tools),
+    Kind.FORMAT: _sized(check_format),
+    Kind.TEXT_FORMAT: _sized(check_text),
+    Kind.STRUCTURED: _sized(check_structured),
+    Kind.TEMPLATE_KWARGS: _sized(check_template_kwargs),
+}

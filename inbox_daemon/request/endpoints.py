@@ -1,0 +1,305 @@
+"""Which parameters a request's body may have, as data, by endpoint.
+
+Purpose: what passes, what is refused by name and why, and what parts of a message there
+are.  What is in no table is refused as unknown.
+Invariants: pure data; a field that the installed vLLM or OpenAI's client knows is in one
+of the tables (a test compares them), so that a new release shows up.
+Sources: OpenAI's API reference and the types of its Python client 3.54 (chat,
+completions, responses, embeddings); the request models of vLLM 0.32 in
+vllm/entrypoints/{openai,pooling}/**/protocol.py and its content parts in
+vllm/renderers/chat_utils.py; for rerank also Cohere's and Jina's references.
+"""
+
+from enum import StrEnum, auto
+
+from inbox_daemon.contract.config import NEVER, STREAMED
+
+
+class Kind(StrEnum):
+    """What a parameter's value is; those after CHOICE have a check of their own."""
+
+    TEXT = auto()
+    NUMBER = auto()
+    INTEGER = auto()
+    SWITCH = auto()
+    OBJECT = auto()
+    ARRAY = auto()
+    CHOICE = auto()
+    # Checked one by one in bodyrules.py.
+    COUNT = auto()
+    LOGPROBS = auto()
+    STOP = auto()
+    WORDS = auto()
+    TOKEN_IDS = auto()
+    BIAS = auto()
+    REPETITION = auto()
+    ENCODING = auto()
+    MESSAGES = auto()
+    PROMPT = auto()
+    EMBEDDED = auto()
+    ITEMS = auto()
+    SCORED = auto()
+    TOOLS = auto()
+    FORMAT = auto()
+    TEXT_FORMAT = auto()
+    STRUCTURED = auto()
+    TEMPLATE_KWARGS = auto()
+
+
+def _each(kind: Kind, names: str) -> dict[str, Kind]:
+    return dict.fromkeys(names.split(), kind)
+
+
+# -- parameters that pass -------------------------------------------------------------
+
+_OPENAI_COMMON = (
+    _each(Kind.TEXT, "model user service_tier safety_identifier")
+    | _each(Kind.TEXT, "prompt_cache_key prompt_cache_retention")
+    | _each(Kind.NUMBER, "temperature top_p")
+    | _each(Kind.SWITCH, "store parallel_tool_calls")
+    | _each(Kind.OBJECT, "metadata prompt_cache_options moderation")
+    | _each(Kind.CHOICE, "tool_choice")
+    | _each(Kind.TOOLS, "tools")
+    | _each(Kind.LOGPROBS, "top_logprobs")
+)
+_OPENAI_SAMPLING = (
+    _each(Kind.NUMBER, "temperature top_p frequency_penalty presence_penalty")
+    | _each(Kind.INTEGER, "max_tokens seed")
+    | _each(Kind.COUNT, "n")
+    | _each(Kind.BIAS, "logit_bias")
+    | _each(Kind.STOP, "stop")
+)
+_VLLM_SAMPLING = (
+    _each(Kind.NUMBER, "min_p repetition_penalty length_penalty")
+    | _each(Kind.INTEGER, "top_k min_tokens truncate_prompt_tokens thinking_token_budget")
+    | _each(Kind.SWITCH, "include_stop_str_in_output ignore_eos skip_special_tokens")
+    | _each(Kind.SWITCH, "spaces_between_special_tokens add_special_tokens watermarking")
+    | _each(Kind.SWITCH, "return_tokens_as_token_ids return_token_ids")
+    | _each(Kind.TEXT, "truncation_side cache_salt")
+    | _each(Kind.LOGPROBS, "prompt_logprobs")
+    | _each(Kind.TOKEN_IDS, "stop_token_ids allowed_token_ids logprob_token_ids")
+    | _each(Kind.WORDS, "bad_words")
+    | _each(Kind.REPETITION, "repetition_detection")
+    | _each(Kind.FORMAT, "response_format")
+    | _each(Kind.STRUCTURED, "structured_outputs")
+)
+_CHAT = {
+    **_OPENAI_COMMON,
+    **_OPENAI_SAMPLING,
+    **_VLLM_SAMPLING,
+    **_each(Kind.MESSAGES, "messages"),
+    **_each(Kind.INTEGER, "max_completion_tokens"),
+    **_each(Kind.TEXT, "reasoning_effort verbosity"),
+    **_each(Kind.OBJECT, "audio prediction web_search_options"),
+    **_each(Kind.ARRAY, "modalities documents"),
+    **_each(Kind.CHOICE, "function_call"),
+    **_each(Kind.TOOLS, "functions"),
+    **_each(Kind.SWITCH, "logprobs include_reasoning echo add_generation_prompt"),
+    **_each(Kind.SWITCH, "continue_final_message return_prompt_text"),
+    **_each(Kind.TEMPLATE_KWARGS, "chat_template_kwargs"),
+}
+_COMPLETIONS = {
+    **_OPENAI_SAMPLING,
+    **_VLLM_SAMPLING,
+    **_each(Kind.PROMPT, "prompt"),
+    **_each(Kind.TEXT, "model user suffix"),
+    **_each(Kind.SWITCH, "echo"),
+    **_each(Kind.COUNT, "best_of"),
+    **_each(Kind.LOGPROBS, "logprobs"),
+}
+_RESPONSES = {
+    **_OPENAI_COMMON,
+    **_each(Kind.ITEMS, "input"),
+    **_each(Kind.TEXT, "instructions truncation cache_salt"),
+    **_each(Kind.INTEGER, "max_output_tokens max_tool_calls top_k seed"),
+    **_each(Kind.NUMBER, "min_p presence_penalty frequency_penalty repetition_penalty"),
+    **_each(Kind.OBJECT, "reasoning image"),
+    **_each(Kind.ARRAY, "include context_management access_programs"),
+    **_each(Kind.SWITCH, "include_reasoning skip_special_tokens include_stop_str_in_output"),
+    **_each(Kind.SWITCH, "ignore_eos watermarking"),
+    **_each(Kind.BIAS, "logit_bias"),
+    **_each(Kind.STOP, "stop"),
+    **_each(Kind.TOKEN_IDS, "stop_token_ids"),
+    **_each(Kind.TEXT_FORMAT, "text"),
+    **_each(Kind.STRUCTURED, "structured_outputs"),
+    **_each(Kind.TEMPLATE_KWARGS, "chat_template_kwargs"),
+}
+_POOLING = (
+    _each(Kind.TEXT, "model user padding truncation_side cache_salt")
+    | _each(Kind.INTEGER, "truncate_prompt_tokens")
+    | _each(Kind.SWITCH, "use_activation")
+    | _each(Kind.TEMPLATE_KWARGS, "chat_template_kwargs")
+)
+_EMBEDDINGS = {
+    **_POOLING,
+    **_each(Kind.EMBEDDED, "input"),
+    **_each(Kind.MESSAGES, "messages"),
+    **_each(Kind.INTEGER, "dimensions"),
+    **_each(Kind.ENCODING, "encoding_format"),
+    **_each(Kind.TEXT, "embed_dtype endianness"),
+    **_each(Kind.SWITCH, "add_special_tokens add_generation_prompt continue_final_message"),
+}
+_SCORING = {
+    **_POOLING,
+    **_each(Kind.INTEGER, "max_tokens_per_query max_tokens_per_doc"),
+    **_each(Kind.TEXT, "instruction"),
+}
+_SCORE = {
+    **_SCORING,
+    **_each(Kind.SCORED, "data_1 data_2 text_1 text_2 queries documents items"),
+}
+_RERANK = {
+    **_SCORING,
+    **_each(Kind.SCORED, "query documents"),
+    **_each(Kind.INTEGER, "top_n max_chunks_per_doc"),
+    **_each(Kind.SWITCH, "return_documents"),
+}
+PARAMETERS: dict[str, dict[str, Kind]] = {
+    "/v1/chat/completions": _CHAT,
+    "/v1/completions": _COMPLETIONS,
+    "/v1/responses": _RESPONSES,
+    "/v1/embeddings": _EMBEDDINGS,
+    "/v1/score": _SCORE,
+    "/v1/rerank": _RERANK,
+}
+
+# What a body must have, as alternatives; the first is the usual one.
+NEEDED: dict[str, tuple[frozenset[str], ...]] = {
+    "/v1/chat/completions": (frozenset({"messages"}),),
+    "/v1/completions": (frozenset({"prompt"}),),
+    "/v1/responses": (frozenset({"input"}),),
+    "/v1/embeddings": (frozenset({"input"}), frozenset({"messages"})),
+    "/v1/score": (
+        frozenset({"data_1", "data_2"}),
+        frozenset({"text_1", "text_2"}),
+        frozenset({"queries", "documents"}),
+        frozenset({"queries", "items"}),
+    ),
+    "/v1/rerank": (frozenset({"query", "documents"}),),
+}
+
+# -- parameters that are known and refused --------------------------------------------
+
+_BEAMS = "beam search holds many sequences for one answer"
+_CACHES = "it steers the engine's caches, and a wrong value can crash it"
+_DECODING = "it changes how media are decoded, and how much memory that takes"
+_RENDERED = "it is for vLLM's render endpoints"
+_GRAMMAR = "a hostile pattern or grammar can hang the engine"
+_LEGACY = "vLLM ignores it now; use structured_outputs, as other engines may not"
+_STATE = "each request stands alone, and no earlier response is kept"
+
+REFUSED: dict[str, str] = {
+    "stream_options": STREAMED,
+    "stream_interval": STREAMED,
+    "use_beam_search": _BEAMS,
+    "early_stopping": _BEAMS,
+    "best_of": _BEAMS,
+    "chat_template": "a template is a program, and the engine runs it",
+    "prompt_embeds": "a tensor from outside can crash the engine",
+    "mm_processor_kwargs": _DECODING,
+    "media_io_kwargs": _DECODING,
+    "kv_transfer_params": _CACHES,
+    "ec_transfer_params": _CACHES,
+    "vllm_xargs": "it reaches the engine's extensions unchecked",
+    "request_id": "the service names the requests itself",
+    "session_id": "the service decides what runs together",
+    "priority": "the service decides what runs first",
+    "mm_payload": _RENDERED,
+    "return_mm_kwargs": _RENDERED,
+    "return_token_offsets": _RENDERED,
+    "routed_experts_prompt_start": "it is for inspecting the engine",
+    "enable_response_messages": "it is for inspecting the engine",
+    "previous_input_messages": "its messages reach the engine unchecked",
+    "previous_response_id": _STATE,
+    "conversation": _STATE,
+    "background_options": NEVER["background"],
+    "guided_json": _LEGACY,
+    "guided_choice": _LEGACY,
+    "guided_json_object": _LEGACY,
+    "guided_decoding_backend": _LEGACY,
+    "guided_regex": _GRAMMAR,
+    "guided_grammar": _GRAMMAR,
+    "guided_whitespace_pattern": _GRAMMAR,
+    "structural_tag": _GRAMMAR,
+    "grammar": _GRAMMAR,
+    "regex": _GRAMMAR,
+}
+# A name that is a parameter of one endpoint and refused at another.
+REFUSED_AT: dict[str, dict[str, str]] = {
+    "/v1/responses": {"prompt": "no prompt templates are kept here"},
+}
+
+# -- messages and their parts ---------------------------------------------------------
+
+MESSAGE_KEYS = frozenset(
+    {
+        *("role", "content", "name", "refusal", "audio", "function_call", "tool_calls"),
+        *("tool_call_id", "annotations", "reasoning", "reasoning_content", "tools", "task"),
+    }
+)
+_PART = frozenset({"type", "prompt_cache_breakpoint"})
+PART_KEYS: dict[str, frozenset[str]] = {
+    "text": _PART | {"text"},
+    "input_text": _PART | {"text"},
+    "output_text": _PART | {"text", "annotations", "logprobs"},
+    "summary_text": _PART | {"text"},
+    "reasoning_text": _PART | {"text"},
+    "refusal": _PART | {"refusal"},
+    "thinking": _PART | {"thinking", "closed"},
+    "tool_reference": _PART | {"name"},
+    "image_url": _PART | {"image_url", "detail"},
+    "input_image": _PART | {"image_url", "detail", "file_id"},
+    "audio_url": _PART | {"audio_url"},
+    "input_audio": _PART | {"input_audio"},
+    "video_url": _PART | {"video_url"},
+    "file": _PART | {"file"},
+    "input_file": _PART | {"file_data", "file_url", "file_id", "filename", "detail"},
+}
+_TENSOR = "a tensor from outside can crash the engine"
+REFUSED_PARTS: dict[str, str] = {
+    "image_embeds": _TENSOR,
+    "audio_embeds": _TENSOR,
+    "video_embeds": _TENSOR,
+    "prompt_embeds": _TENSOR,
+    "image_pil": "it is for callers inside Python",
+}
+# The keys of a part behind which media are, whatever type the part claims to have: given
+# a `uuid`, vLLM looks at these alone.
+URL_KEYS = frozenset({"image_url", "audio_url", "video_url", "file_url"})
+MEDIA_KEYS = URL_KEYS | {"input_audio", "file", "file_data", "file_id"}
+
+_ITEM = frozenset({"type", "id", "status"})
+_CALL = _ITEM | {"call_id", "name", "namespace", "caller"}
+ITEM_KEYS: dict[str, frozenset[str]] = {
+    "message": _ITEM | {"role", "content", "phase", "name"},
+    "function_call": _CALL | {"arguments", "async"},
+    "function_call_output": _CALL | {"output"},
+    "custom_tool_call": _CALL | {"input", "async"},
+    "custom_tool_call_output": _CALL | {"output"},
+    "reasoning": _ITEM | {"summary", "content", "encrypted_content"},
+}
+
+# -- tools and formats ----------------------------------------------------------------
+
+TOOL_TYPES = frozenset({"function", "custom", "namespace"})
+FORMAT_TYPES = frozenset({"text", "json_object", "json_schema"})
+STRUCTURED_KEYS = frozenset(
+    {
+        *("json", "choice", "json_object"),
+        *("disable_any_whitespace", "disable_additional_properties"),
+    }
+)
+REFUSED_STRUCTURED: dict[str, str] = dict.fromkeys(
+    ("regex", "grammar", "structural_tag", "whitespace_pattern"), _GRAMMAR
+)
+# Arguments of Hugging Face's apply_chat_template that are no variables of a template.
+REFUSED_TEMPLATE_KWARGS: dict[str, str] = {
+    "chat_template": REFUSED["chat_template"],
+    **dict.fromkeys(
+        (
+            *("conversation", "tools", "tokenize", "tokenizer_kwargs", "padding", "truncation"),
+            *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        ),
+        "it is no variable of a template but an argument of the tokenizer",
+    ),
+}

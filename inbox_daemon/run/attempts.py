@@ -1,0 +1,129 @@
+"""Attempts: requests in flight, each to its verdict.
+
+Purpose: send one request, apply the table of outcomes, and ask whether the engine is
+dead where the table says so.
+Invariants: every launched flight arrives exactly once; nothing here changes a job.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from inbox_daemon.engine.base import Engine, Reply
+from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.request.line import Request, engine_body, request_id
+from inbox_daemon.run.outcomes import Action, Verdict, judge
+
+
+class Target(NamedTuple):
+    """Which engine a request goes to, and the name for lines that leave the model out."""
+
+    generation: int
+    model: str | None
+
+
+class Flight(NamedTuple):
+    """One request in flight, and the generation of the engine that it went to.
+
+    A tuple like Arrival, because a frozen dataclass takes thrice as long to make.
+    """
+
+    run: JobRun
+    ordinal: int
+    line: int
+    custom_id: str
+    generation: int
+    launched_at: float
+
+
+class Arrival(NamedTuple):
+    """The end of a flight.
+
+    `verdict` is None when the attempt was abandoned; `lost` is True when the engine
+    died under it.
+    """
+
+    flight: Flight
+    verdict: Verdict | None
+    reply: Reply | None = None
+    lost: bool = False
+
+
+class Attempts:
+    """All requests in flight."""
+
+    def __init__(self, engine: Engine, timeout_s: float, wake: Callable[[], None]) -> None:
+        """Send to `engine`; call `wake` whenever something has arrived."""
+        self._engine = engine
+        self._timeout_s = timeout_s
+        self._wake = wake
+        self._tasks: dict[asyncio.Task[Arrival], Flight] = {}
+        self._arrived: list[Arrival] = []
+        self._bug: BaseException | None = None
+        self._flying: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """How many are in flight, those that have arrived but were not taken included."""
+        return len(self._tasks) + len(self._arrived)
+
+    @property
+    def stale(self) -> bool:
+        """Say whether any flight went to an engine that is gone by now."""
+        current = self._engine.info.generation
+        return any(count for made, count in self._flying.items() if made != current)
+
+    def launch(self, run: JobRun, ordinal: int, request: Request, target: Target) -> None:
+        """Start one attempt."""
+        line, now = run.input.line_of(ordinal), time.monotonic()
+        flight = Flight(run, ordinal, line, request.custom_id, target.generation, now)
+        run.start(ordinal)
+        self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
+        body = engine_body(request, target.model)
+        task = asyncio.create_task(self._attempt(flight, request.url, body))
+        self._tasks[task] = flight
+        task.add_done_callback(self._land)
+
+    def take(self) -> list[Arrival]:
+        """Hand over what has arrived since the last call.
+
+        Raises what an attempt should never raise, so that the daemon ends and recovers.
+        """
+        if self._bug is not None:
+            raise self._bug
+        arrived, self._arrived = self._arrived, []
+        for arrival in arrived:
+            self._flying[arrival.flight.generation] -= 1
+        return arrived
+
+    def abort(self, run: JobRun) -> None:
+        """Abandon the flights of one job; they arrive without a verdict."""
+        for task, flight in list(self._tasks.items()):
+            if flight.run is run:
+                task.cancel()
+
+    async def finish(self, grace_s: float) -> None:
+        """Wait for all flights for at most `grace_s` seconds, then abandon the rest."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=grace_s)
+        for task in set(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _land(self, task: asyncio.Task[Arrival]) -> None:
+        """Take a flight's end, also of one that was cancelled before its first step."""
+        flight = self._tasks.pop(task)
+        if task.cancelled() or task.exception() is not None:
+            self._bug = self._bug or (None if task.cancelled() else task.exception())
+            self._arrived.append(Arrival(flight, None))
+        else:
+            self._arrived.append(task.result())
+        self._wake()
+
+    async def _attempt(self, flight: Flight, url: str, body: bytes) -> Arrival:
+        name = request_id(flight.run.record.id, flight.line)
+        reply = await self._engine.send(url, body, name, self._timeout_s)
+        verdict = judge(reply)
+        lost = verdict.action is Action.PROBE and await self._engine.lost(flight.generation)
+        return Arrival(flight, verdict, reply if isinstance(reply, Reply) else None, lost)

@@ -1,0 +1,123 @@
+"""Dead letters: from a verdict to the record that is kept and the line that is sent.
+
+Purpose: pure construction of the two forms in which a dead letter lives.
+Invariants: the engine's own words are passed on; the request is kept with them, so
+that a letter can be understood and redriven without the job's file.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.records import DeadLetter, DeadReason, JobRecord, RetryRecord
+from inbox_daemon.request.json_guard import WRITABLE_DEPTH, holds_too_much, nests_deeper
+from inbox_daemon.request.line import custom_id_of, error_line
+from inbox_daemon.run.outcomes import Action, Verdict
+
+_MAX_TEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Burial:
+    """A dead letter with its line for errors.jsonl.
+
+    `retryable` says whether the request may stand in retry.jsonl: a line that never
+    was a valid request may not, or that file would be refused.
+    """
+
+    letter: DeadLetter
+    output: bytes
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Grave:
+    """Whose dead letter it is: the job, the line and what the line said."""
+
+    job: JobRecord
+    line: int
+    raw: bytes
+
+    def parsed(self) -> Any:  # noqa: ANN401 - JSON is any value
+        """The line as JSON, or as text where it is none that could be written again."""
+        if holds_too_much(self.raw):
+            return self._text()
+        try:
+            value = orjson.loads(self.raw)
+        except orjson.JSONDecodeError:
+            return self._text()
+        too_deep = nests_deeper(self.raw, value, WRITABLE_DEPTH)
+        return self._text() if too_deep else value
+
+    def _text(self) -> str:
+        return self.raw[:_MAX_TEXT].decode("utf-8", "replace")
+
+
+def bury(
+    grave: Grave, verdict: Verdict, reason: DeadReason, history: RetryRecord | None, now: float
+) -> Burial:
+    """Make the dead letter of a request that was tried.
+
+    `history` holds its failed attempts, this last one included if it was charged.
+    """
+    request = grave.parsed()
+    letter = DeadLetter(
+        job_id=grave.job.id,
+        job=grave.job.name,
+        custom_id=custom_id_of(grave.raw),
+        line=grave.line,
+        reason=reason,
+        code=verdict.code or reason.value,
+        message=verdict.message,
+        http_status=verdict.http_status,
+        retry_count=max(history.failures - 1, 0) if history else 0,
+        first_at=history.first_at if history else now,
+        last_at=now,
+        request=request,
+    )
+    output = error_line(
+        grave.job.id, grave.line, letter.custom_id, reason.value, verdict.message, verdict.response
+    )
+    return Burial(letter, output)
+
+
+def bury_invalid(grave: Grave, fault: Fault, now: float) -> Burial:
+    """Make the dead letter of a line that is no valid request."""
+    verdict = Verdict(action=Action.DEAD, code=fault.code, message=fault.message)
+    buried = bury(grave, verdict, DeadReason.INVALID_REQUEST, None, now)
+    letter = buried.letter.model_copy(update={"redrivable": False})
+    return Burial(letter, buried.output, retryable=False)
+
+
+def bury_poison(grave: Grave, deaths: int, history: RetryRecord | None, now: float) -> Burial:
+    """Make the dead letter of a request that kills the engine."""
+    message = f"the engine died {deaths} times while this request alone was running"
+    verdict = Verdict(action=Action.DEAD, code="poison", message=message)
+    charged = charge(history, verdict, now)
+    charged = charged.model_copy(update={"failures": charged.failures + deaths - 1})
+    return bury(grave, verdict, DeadReason.POISON, charged, now)
+
+
+def bury_ended(grave: Grave, reason: DeadReason, history: RetryRecord | None, now: float) -> Burial:
+    """Make the dead letter of a request that is not run any more: cancelled or expired."""
+    message = {
+        DeadReason.CANCELLED: "the job was cancelled before this request was answered",
+        DeadReason.EXPIRED: "the job expired before this request was answered",
+    }[reason]
+    verdict = Verdict(action=Action.DEAD, code=f"batch_{reason.value}", message=message)
+    return bury(grave, verdict, reason, history, now)
+
+
+def charge(history: RetryRecord | None, verdict: Verdict, now: float) -> RetryRecord:
+    """Count one failed attempt."""
+    return RetryRecord(
+        failures=history.failures + 1 if history else 1,
+        reason=verdict.reason,
+        code=verdict.code,
+        message=verdict.message,
+        http_status=verdict.http_status,
+        first_at=history.first_at if history else now,
+        last_at=now,
+    )
