@@ -168,9 +168,9 @@ KILLS ?= 30
 
 .PHONY: torture
 torture: $(STAMPS)/dev  ## CUTS power cuts (as root), STEPS random actions, KILLS kill -9.
-	@export PYTHONPATH=tests
+	@export PYTHONPATH=tests/crash:tests/support
 	$(BIN)/python -m torture.powercuts --cuts $(CUTS) || [[ $$? == 77 ]]
-	TORTURE_STEPS=$(STEPS) $(BIN)/pytest -q -s -o timeout=0 tests/test_statemachine.py
+	TORTURE_STEPS=$(STEPS) $(BIN)/pytest -q -s -o timeout=0 tests/crash/test_statemachine.py
 	$(BIN)/python -m torture.chaos --kills $(KILLS)
 
 # Where the search keeps what it found interesting, and for how long it goes on (seconds).
@@ -182,7 +182,7 @@ fuzz: $(STAMPS)/fuzz  ## Search for lines that break the parser: make fuzz FUZZ_
 	@mkdir -p .fuzz
 	scripts/step "fuzzing the line parser for $(FUZZ_SECONDS) s" \
 	  "The input that broke it is in .fuzz; make a test of it." \
-	  nice $(BIN)/python tests/fuzz/fuzz_line.py $(FUZZ_CORPUS) -artifact_prefix=.fuzz/ \
+	  nice $(BIN)/python tests/hostile/fuzz_line.py $(FUZZ_CORPUS) -artifact_prefix=.fuzz/ \
 	  -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=20 -rss_limit_mb=4096
 
 .PHONY: bench

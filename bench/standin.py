@@ -1,6 +1,6 @@
 """A lean engine that answers at once: a server that costs as little as Python allows.
 
-Purpose: be no part of what is measured; tests/standin.py fails on demand, this one only
+Purpose: be no part of what is measured; tests/support/standin.py fails on demand, this one only
 answers.  HTTP is read by hand: it serves one kind of client, which sends whole requests
 with a Content-Length.
 Invariant: each answer is the same 16 tokens in the shape and size of vLLM's.

@@ -12,18 +12,15 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from harness import DaemonProcess, StandinProcess
-from harness_jobs import Json
+from daemon_process import DAEMONS, DaemonProcess, MakeDaemon, StandinProcess, StartStandin
+from job_files import Json
 
 # A machine that is busy is no fault of the code.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
-DAEMONS = pytest.StashKey[list[DaemonProcess]]()
 # The demo's own settings and checks are used by tests of the real engine.
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
-MakeDaemon = Callable[..., DaemonProcess]
-StartStandin = Callable[..., StandinProcess]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,0 +1,118 @@
+"""outbox/status.json tells the truth at all times, and the daemon stays small."""
+
+import json
+
+import pytest
+
+from daemon_process import MakeDaemon
+from job_files import chats
+from status_watch import StatusWatch
+
+MAX_BYTES = 100 * 1024 * 1024
+MANY = 50_000
+
+
+def test_health_is_fresh_while_the_engine_starts(make_daemon: MakeDaemon) -> None:
+    """While the engine loads the document goes on being written, and says that it loads."""
+    daemon = make_daemon("--start-delay", "3")
+    with StatusWatch(daemon.spool / "outbox" / "status.json") as watch:
+        daemon.start()
+    starting = [s for s in watch.seen if s["engine"]["state"] == "starting"]
+    assert len(starting) >= 4
+    assert {s["status"] for s in starting} == {"degraded"}
+    assert all("the engine is starting" in s["reasons"] for s in starting)
+    assert daemon.status_now()["status"] == "healthy"
+
+
+@pytest.mark.slow
+def test_health_is_fresh_while_a_large_file_is_validated(make_daemon: MakeDaemon) -> None:
+    """From the drop of 50,000 lines to their admission no document is ever too old."""
+    daemon = make_daemon("--start-delay", "600").start(ready=False)
+    lines = chats(MANY)
+    with StatusWatch(daemon.spool / "outbox" / "status.json"):
+        daemon.drop("large", lines)
+        assert daemon.wait_active("large")["requests"] == MANY
+    assert daemon.status_now()["queue"]["total_queued_requests"] == MANY
+
+
+@pytest.mark.slow
+def test_daemon_stays_small_with_a_large_job(start_daemon: MakeDaemon) -> None:
+    """Validating and running 50,000 requests takes under 100 MiB, and no torch is loaded."""
+    daemon = start_daemon()
+    daemon.drop("large", chats(MANY))
+    daemon.wait_status(lambda s: s["jobs"] and s["jobs"][0]["completed"] > 5000, "5,000 answers")
+    assert "torch" not in daemon.process.maps
+    assert daemon.process.rss_bytes < MAX_BYTES
+    daemon.stop()
+
+
+def test_idle_daemon_goes_on_saying_that_it_lives(start_daemon: MakeDaemon) -> None:
+    """Without any work the document is written anew at least each interval_s."""
+    daemon = start_daemon()
+    with StatusWatch(daemon.spool / "outbox" / "status.json") as watch:
+        daemon.wait_writings(4)
+    status = watch.seen[-1]
+    assert (status["status"], status["worker"]["state"]) == ("healthy", "idle")
+    assert status["reasons"] == []
+
+
+def test_health_shows_what_runs(start_daemon: MakeDaemon) -> None:
+    """The running job is there with its counts, tokens and rate, the queue with its room."""
+    daemon = start_daemon("--slots", "4", limits={"max_queue_depth": 3})
+    daemon.drop("shown", chats(30, {29: "[[hang]]"}))
+    status = daemon.wait_status(lambda s: s["jobs"] and s["jobs"][0]["completed"] == 29, "29")
+    job = status["jobs"][0]
+    assert (job["name"], job["state"], job["requests"]) == ("shown", "running", 30)
+    assert job["output_tokens"] > 0
+    assert (status["worker"]["state"], status["worker"]["current_job"]) == ("processing", "shown")
+    assert status["worker"]["in_flight"] == 1
+    queue = status["queue"]
+    assert (queue["active_jobs"], queue["queue_available"]) == (1, 2)
+    assert queue["total_queued_requests"] == 1
+    assert status["limits"]["max_queue_depth"] == 3
+    assert (status["engine"]["models"], status["engine"]["version"]) == (["standin"], "0.0.standin")
+
+
+def test_health_counts_the_dead_letters(start_daemon: MakeDaemon) -> None:
+    """The health says how many dead letters there are, soon after a job has ended."""
+    daemon = start_daemon()
+    daemon.run_job("job", chats(3, {0: "[[400]]", 2: "[[400]]"}))
+    daemon.wait_status(lambda s: s["dead_letters"] == 2, "two dead letters", patience_s=10)
+
+
+def test_health_outlives_a_restart(start_daemon: MakeDaemon) -> None:
+    """After a restart the document still names the last finished and the last refused job."""
+    daemon = start_daemon()
+    daemon.run_job("finished", chats(2))
+    daemon.drop("refused", [b"no\n"])
+    daemon.wait_refusal("refused")
+    daemon.stop()
+    daemon.start()
+    status = daemon.status_now()
+    assert status["last_finished"]["name"] == "finished"
+    assert status["last_rejected"]["name"] == "refused"
+
+
+def test_log_is_one_object_a_line(start_daemon: MakeDaemon) -> None:
+    """Into a pipe or a file every log line is a JSON object with time, level and event."""
+    daemon = start_daemon()
+    daemon.run_job("logged", chats(2))
+    daemon.drop("refused\x1b[31m", [b"no\n"])
+    daemon.wait_status(lambda s: s["waiting"] or s["last_rejected"], "the odd name")
+    daemon.stop()
+    lines = [json.loads(line) for line in daemon.log.read_bytes().split(b"\n")[:-1]]
+    assert all({"time", "level", "event"} <= line.keys() for line in lines)
+    events = [line["event"] for line in lines]
+    assert {"starting", "engine_ready", "job_queued", "job_published", "stopped"} <= set(events)
+
+
+def test_documents_are_never_seen_half_written(start_daemon: MakeDaemon) -> None:
+    """While twelve small jobs come and go, every document that is read fits its schema."""
+    daemon = start_daemon(limits={"max_queue_depth": 20})
+    names = [f"job{number}" for number in range(12)]
+    with StatusWatch(daemon.spool / "outbox" / "status.json") as watch:
+        for name in names:
+            daemon.drop(name, chats(20))
+        for name in names:
+            daemon.check_results(name, chats(20))
+    assert len(watch.seen) > 2
