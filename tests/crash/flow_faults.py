@@ -94,7 +94,11 @@ class Stage:
         self.folder = folder
         words = [sys.executable, str(FLOW), "--serve"]
         self._server = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            words,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
 
     def __enter__(self) -> Self:
