@@ -26,7 +26,7 @@ from rich.text import Text
 from inbox_daemon.cli import submit, views
 from inbox_daemon.cli.submit import Dropped
 from inbox_daemon.cli.views import JobView
-from inbox_daemon.contract.documents import JobStatus, Reason
+from inbox_daemon.contract.documents import JobStatus, Refusal
 from inbox_daemon.contract.health_documents import ActiveJob, GpuStatus, QueueStatus, ServiceStatus
 from inbox_daemon.contract.job_documents import counted
 from inbox_daemon.contract.records import DeadLetter
@@ -48,7 +48,7 @@ def _printable(text: object) -> str:
 # -- submit --wait ------------------------------------------------------------------
 
 
-def follow(spool: Spool, dropped: list[Dropped]) -> list[JobStatus | Reason]:
+def follow(spool: Spool, dropped: list[Dropped]) -> list[JobStatus | Refusal]:
     """Show a bar for each job until all have ended; return how they did."""
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -58,7 +58,7 @@ def follow(spool: Spool, dropped: list[Dropped]) -> list[JobStatus | Reason]:
         TimeElapsedColumn(),
     )
     # By the whole drop: two files of one name may have been taken one after the other.
-    ended: dict[Dropped, JobStatus | Reason] = {}
+    ended: dict[Dropped, JobStatus | Refusal] = {}
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = {d: bars.add_task(d.name, total=d.lines or None, detail="") for d in dropped}
         while len(ended) < len(tasks):
@@ -76,7 +76,7 @@ def _follow_one(
     status: ServiceStatus | None,
     bars: Progress,
     task: TaskID,
-    ended: dict[Dropped, JobStatus | Reason],
+    ended: dict[Dropped, JobStatus | Refusal],
 ) -> None:
     if drop in ended:
         return
@@ -124,10 +124,10 @@ def _span(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def print_outcome(spool: Spool, outcome: JobStatus | Reason) -> int:
+def print_outcome(spool: Spool, outcome: JobStatus | Refusal) -> int:
     """Say how a job ended and where its files lie; return the exit status."""
     console = Console(stderr=True, highlight=False)
-    if isinstance(outcome, Reason):
+    if isinstance(outcome, Refusal):
         console.print(plain(f"{outcome.name}: {outcome.message}"))
         for fault in outcome.faults[:10]:
             console.print(plain(f"  line {fault.line or '-'}: {fault.code}: {fault.message}"))

@@ -16,7 +16,7 @@ import orjson
 
 from inbox_daemon.cli import views
 from inbox_daemon.contract.config import Config
-from inbox_daemon.contract.documents import Fault, JobStatus, ReadyMarker, Reason
+from inbox_daemon.contract.documents import Fault, JobStatus, ReadyMarker, Refusal
 from inbox_daemon.contract.errors import SenderError
 from inbox_daemon.contract.limits import QueueLoad, check_bytes, check_requests
 from inbox_daemon.contract.names import JOB_SUFFIX, is_control_name, is_job_name
@@ -75,7 +75,7 @@ def _read(path: Path) -> tuple[str, int, int]:
     return digest.hexdigest(), size, lines
 
 
-def outcome(spool: Spool, dropped: Dropped) -> JobStatus | Reason | None:
+def outcome(spool: Spool, dropped: Dropped) -> JobStatus | Refusal | None:
     """How a dropped file ended: its final status, its refusal, or None so far."""
     if (spool.inbox / f"{dropped.name}.jsonl").exists():
         return None
@@ -90,7 +90,7 @@ def outcome(spool: Spool, dropped: Dropped) -> JobStatus | Reason | None:
     return None
 
 
-def _is_of(reason: Reason, dropped: Dropped) -> bool:
+def _is_of(reason: Refusal, dropped: Dropped) -> bool:
     # One that was refused before it was claimed, such as a file too large, has no checksum.
     same = reason.name == dropped.name and reason.sha256 in {None, dropped.sha256}
     return same and reason.rejected_at >= dropped.at - 1

@@ -16,7 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from inbox_daemon.contract import job_documents
-from inbox_daemon.contract.documents import JobStatus, Reason
+from inbox_daemon.contract.documents import JobStatus, Refusal
 from inbox_daemon.contract.errors import LedgerError, SenderError
 from inbox_daemon.contract.health_documents import ServiceStatus
 from inbox_daemon.contract.names import STATUS
@@ -139,10 +139,10 @@ def _rejected(spool: Spool) -> list[JobView]:
     return found
 
 
-def read_reason(path: Path) -> Reason | None:
+def read_reason(path: Path) -> Refusal | None:
     """One reason document; None when it is gone or unreadable."""
     try:
-        return Reason.model_validate(orjson.loads(path.read_bytes()))
+        return Refusal.model_validate(orjson.loads(path.read_bytes()))
     except (OSError, orjson.JSONDecodeError, ValidationError):
         return None
 

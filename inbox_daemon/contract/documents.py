@@ -121,7 +121,7 @@ class FaultList(Document):
     data: list[Fault]
 
 
-class Reason(Document):
+class Refusal(Document):
     """`rejected/NAME.reason.json`: why a job was refused, for its sender.
 
     `retryable` is true when the same bytes may be accepted later.  `fault_count`

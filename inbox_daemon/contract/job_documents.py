@@ -12,7 +12,7 @@ from inbox_daemon.contract.documents import (
     Fault,
     FaultList,
     JobStatus,
-    Reason,
+    Refusal,
     RequestCounts,
 )
 from inbox_daemon.contract.health_documents import RecentJob
@@ -154,10 +154,10 @@ def reason(  # noqa: PLR0913 - the parts of one document
     sha256: str | None = None,
     size: int | None = None,
     file: str | None = None,
-) -> Reason:
+) -> Refusal:
     """Why a drop was refused; `name` is escaped already, `count` counts all faults."""
     first = faults[0]
-    return Reason(
+    return Refusal(
         id=job_id,
         name=name,
         rejected_at=now,
@@ -178,7 +178,7 @@ def _refusal_words(first: Fault, count: int) -> str:
     return f"the file was refused: {where}{first.message}{more}"
 
 
-def refused_status(why: Reason, requests: int) -> JobStatus:
+def refused_status(why: Refusal, requests: int) -> JobStatus:
     """The refusal as it appears in outbox/NAME/status.json."""
     return JobStatus(
         id=why.id,
@@ -222,7 +222,7 @@ def recent_damaged(record: JobRecord, why: str, now: float) -> RecentJob:
     )
 
 
-def recent_rejected(why: Reason) -> RecentJob:
+def recent_rejected(why: Refusal) -> RecentJob:
     """A refused drop, as the service status lists it."""
     return RecentJob(
         id=why.id,

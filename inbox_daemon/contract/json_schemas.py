@@ -9,7 +9,7 @@ from inbox_daemon.contract.documents import (
     JobStatus,
     OutputLine,
     ReadyMarker,
-    Reason,
+    Refusal,
     RequestLine,
 )
 from inbox_daemon.contract.health_documents import ServiceStatus
@@ -21,7 +21,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "control": ControlOptions,
     "output": OutputLine,
     "job-status": JobStatus,
-    "reason": Reason,
+    "reason": Refusal,
     "status": ServiceStatus,
 }
 

@@ -143,7 +143,7 @@ class Tokens(NamedTuple):
     output: int
 
 
-class Entry(NamedTuple):
+class OutcomeAt(NamedTuple):
     """Where a line's outcome lies in results.part."""
 
     offset: int
@@ -158,7 +158,7 @@ class Entry(NamedTuple):
         return packed
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Entry":
+    def unpack(cls, data: bytes) -> "OutcomeAt":
         """Read the stored form."""
         offset, length, dead, retryable = _ENTRY.unpack(data)
         return cls(offset, length, Outcome.DEAD if dead else Outcome.RESULT, bool(retryable))
@@ -174,7 +174,7 @@ class Checkpoint:
 
     job_id: str
     progress: Progress
-    entries: list[tuple[int, Entry]] = field(default_factory=list)
+    entries: list[tuple[int, OutcomeAt]] = field(default_factory=list)
     retries: dict[int, RetryRecord] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
 

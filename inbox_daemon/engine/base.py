@@ -30,7 +30,7 @@ class Reply(NamedTuple):
     request_id: str
 
 
-class FaultKind(StrEnum):
+class NoReplyKind(StrEnum):
     """Why a request got no reply."""
 
     TIMEOUT = "timeout"
@@ -38,10 +38,10 @@ class FaultKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class NoReply:
     """A request that got no reply: it timed out, or the connection failed."""
 
-    kind: FaultKind
+    kind: NoReplyKind
     message: str
 
 
@@ -107,7 +107,9 @@ class Engine(Protocol):
     async def wait_ready(self) -> None:
         """Return as soon as the engine is ready; at once if it is."""
 
-    async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+    async def send(
+        self, url: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Reply | NoReply:
         """Send one request's JSON body to `url` (a path such as /v1/completions)."""
 
     async def lost(self, generation: int) -> bool:

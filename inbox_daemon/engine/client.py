@@ -16,7 +16,7 @@ import aiohttp
 import orjson
 
 from inbox_daemon import __version__
-from inbox_daemon.engine.base import Fault, FaultKind, Load, Reply
+from inbox_daemon.engine.base import Load, NoReply, NoReplyKind, Reply
 from inbox_daemon.engine.load import parse_load
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -33,7 +33,7 @@ _OK = 200
 _BROKEN = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
 
 
-class Health(StrEnum):
+class Probe(StrEnum):
     """What a look at /health showed.
 
     SICK: the server says itself that it cannot serve.  GONE: nobody listens, or the
@@ -70,7 +70,9 @@ class Client:
         await self._session.close()
         await self._looks.close()
 
-    async def post(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+    async def post(
+        self, url: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Reply | NoReply:
         """Send a JSON body to the path `url` and wait at most `timeout_s` for all of the answer."""
         try:
             # Each step that is left out counts here: this runs for every request.  As a
@@ -88,16 +90,16 @@ class Client:
             finally:
                 response.release()
         except aiohttp.ConnectionTimeoutError:
-            return Fault(FaultKind.CONNECTION, f"no connection within {_CONNECT_S} s")
+            return NoReply(NoReplyKind.CONNECTION, f"no connection within {_CONNECT_S} s")
         except TimeoutError:
-            return Fault(FaultKind.TIMEOUT, f"no answer within {timeout_s:g} s")
+            return NoReply(NoReplyKind.TIMEOUT, f"no answer within {timeout_s:g} s")
         except _BROKEN as error:
-            return Fault(FaultKind.CONNECTION, _explain(error))
-        if isinstance(answer, Fault):
+            return NoReply(NoReplyKind.CONNECTION, _explain(error))
+        if isinstance(answer, NoReply):
             return answer
         return Reply(response.status, answer, response.headers.get("X-Request-Id", request_id))
 
-    async def health(self) -> Health:
+    async def health(self) -> Probe:
         """Look at /health.
 
         A server without that path is alive by answering at all; 5xx is a server that
@@ -106,11 +108,11 @@ class Client:
         try:
             status, _ = await self._fetch("/health", self._looks)
         except TimeoutError:
-            return Health.SLOW
+            return Probe.SLOW
         except _BROKEN:
-            return Health.GONE
+            return Probe.GONE
         sick = status >= _SERVER_ERROR and status != _NO_SUCH_METHOD
-        return Health.SICK if sick else Health.ALIVE
+        return Probe.SICK if sick else Probe.ALIVE
 
     async def models(self) -> ModelList:
         """Ask which model names requests may use; empty when the server does not say."""
@@ -158,7 +160,7 @@ class Client:
             self._base + path, timeout=_PROBE_TIMEOUT, allow_redirects=False
         ) as response:
             answer = await self._read(response)
-        if isinstance(answer, Fault):
+        if isinstance(answer, NoReply):
             raise aiohttp.ClientPayloadError(answer.message)
         return response.status, answer
 
@@ -172,7 +174,7 @@ class Client:
             return {}
         return document if isinstance(document, dict) else {}
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes | Fault:
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes | NoReply:
         length = response.content_length
         if length is not None and length <= self._max_body_bytes:
             return await response.read()
@@ -183,7 +185,7 @@ class Client:
                 return bytes(parts)
             parts += part
         response.close()
-        return Fault(FaultKind.CONNECTION, f"the answer is over {self._max_body_bytes} bytes")
+        return NoReply(NoReplyKind.CONNECTION, f"the answer is over {self._max_body_bytes} bytes")
 
 
 def _open_session(address: str, **kept: Any) -> tuple[str, aiohttp.ClientSession]:  # noqa: ANN401 - as the connector takes them

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass
 
 from inbox_daemon.engine.base import Load
-from inbox_daemon.engine.client import Client, Health
+from inbox_daemon.engine.client import Client, Probe
 
 _SICK = "the engine says of itself that it cannot serve any more"
 _GONE = "the engine does not answer any more"
@@ -35,7 +35,7 @@ class Timing:
     backoff_s: float = 5.0
     backoff_max_s: float = 600.0
     # An engine that was ready this long has shown that it works.
-    settled_s: float = 60.0
+    proven_s: float = 60.0
     loss_grace_s: float = 1.0
     stop_grace_s: float = 5.0
     gone_looks: int = 3
@@ -65,7 +65,7 @@ class Life:
         """Wait for the server to be up; False when it takes longer than it may."""
         try:
             async with asyncio.timeout(self._timing.start_timeout_s):
-                while await self.client.health() is not Health.ALIVE:  # noqa: ASYNC110 - no event to wait for
+                while await self.client.health() is not Probe.ALIVE:  # noqa: ASYNC110 - no event to wait for
                     await asyncio.sleep(self._timing.start_poll_s)
         except TimeoutError:
             return False
@@ -77,11 +77,11 @@ class Life:
         while gone < self._timing.gone_looks and slow < self._timing.slow_looks:
             await asyncio.sleep(self._timing.poll_s)
             health = await self.client.health()
-            if health is Health.SICK:
+            if health is Probe.SICK:
                 return _SICK
-            gone = gone + 1 if health is Health.GONE else 0
-            slow = slow + 1 if health is Health.SLOW else 0
-            if health is Health.ALIVE:
+            gone = gone + 1 if health is Probe.GONE else 0
+            slow = slow + 1 if health is Probe.SLOW else 0
+            if health is Probe.ALIVE:
                 self.load = await self.client.load()
         return _GONE
 
@@ -103,15 +103,15 @@ class Life:
         """
         last = await self.client.health()
         for _ in range(_MAX_LOOKS):
-            if last is Health.SICK:
+            if last is Probe.SICK:
                 return _SICK
             await asyncio.wait({self.over}, timeout=self._timing.confirm_s)
             if self.over.done():
                 return _GONE
             self._probe = None
             before, last = last, await self.client.health()
-            if last is not Health.GONE:
+            if last is not Probe.GONE:
                 break
-            if before is Health.GONE:
+            if before is Probe.GONE:
                 return _GONE
-        return _SICK if last is Health.SICK else None
+        return _SICK if last is Probe.SICK else None

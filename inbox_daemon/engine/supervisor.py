@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, FaultKind, Load, Reply
+from inbox_daemon.engine.base import EngineInfo, EngineState, Load, NoReply, NoReplyKind, Reply
 from inbox_daemon.engine.client import Client
 from inbox_daemon.engine.health import Life, Timing
 from inbox_daemon.engine.process.servers import Server
@@ -71,7 +71,7 @@ class Supervisor:
             await self._attempt(self._server.prepare())
             while True:
                 await self._attempt(self._live())
-                await self._attempt(self._bury())
+                await self._attempt(self._set_aside())
                 await self._pause()
         finally:
             await self._shut_down()
@@ -80,11 +80,13 @@ class Supervisor:
         """Return as soon as the engine is ready."""
         await self._ready.wait()
 
-    async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+    async def send(
+        self, url: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Reply | NoReply:
         """Send one request; a Fault at once while the engine is not ready."""
         life = self._life
         if life is None or not self._ready.is_set():
-            return Fault(FaultKind.CONNECTION, f"the engine is {self._info.state}")
+            return NoReply(NoReplyKind.CONNECTION, f"the engine is {self._info.state}")
         reply = await life.client.post(url, body, request_id, timeout_s)
         if isinstance(reply, Reply) and reply.status == _NOT_FOUND and life.substitutable:
             return await self._not_found(life, url, reply)
@@ -134,7 +136,7 @@ class Supervisor:
         client = Client(await self._server.start())
         life = Life(client, self._timing, substitutable=self._server.has_substitute)
         self._life = life
-        tasks = [asyncio.create_task(self._server.ended()), asyncio.create_task(self._nurse(life))]
+        tasks = [asyncio.create_task(self._server.ended()), asyncio.create_task(self._watch(life))]
         try:
             await asyncio.wait({*tasks, life.over}, return_when=asyncio.FIRST_COMPLETED)
             reason = next((task.result() for task in tasks if task.done()), "")
@@ -142,7 +144,7 @@ class Supervisor:
         finally:
             await _cancel(tasks)
 
-    async def _nurse(self, life: Life) -> str:
+    async def _watch(self, life: Life) -> str:
         """Bring the engine up and watch it; returns what is wrong with it."""
         if not await life.until_alive():
             return f"the engine was not ready within {self._timing.start_timeout_s:g} s"
@@ -163,16 +165,16 @@ class Supervisor:
         log.info("engine_ready", extra={"models": models.names, "version": version})
         return await life.watch()
 
-    async def _not_found(self, life: Life, url: str, reply: Reply) -> Reply | Fault:
+    async def _not_found(self, life: Life, url: str, reply: Reply) -> Reply | NoReply:
         """Tell a path that this form of the server lacks from an answer of the engine."""
         served = await life.client.serves(url)
         if life.over.done():
-            return Fault(FaultKind.CONNECTION, "the engine ended meanwhile")
+            return NoReply(NoReplyKind.CONNECTION, "the engine ended meanwhile")
         if served:
             return reply
         self._server.substitute()
         self._end(life, f"this form of the server has no {url}; it is replaced by the other")
-        return Fault(FaultKind.CONNECTION, f"the server, which has no {url}, is being replaced")
+        return NoReply(NoReplyKind.CONNECTION, f"the server, which has no {url}, is being replaced")
 
     # Its end.
 
@@ -191,7 +193,7 @@ class Supervisor:
             replace(self._info, state=state, generation=generation, last_error=reason, pids=())
         )
 
-    async def _bury(self) -> None:
+    async def _set_aside(self) -> None:
         """Stop what is left of the engine, then read its last lines."""
         life, self._life = self._life, None
         if life:
@@ -211,7 +213,7 @@ class Supervisor:
     def _delay(self) -> float:
         ready_at, self._ready_at = self._ready_at, None
         if ready_at is not None:
-            if time.monotonic() - ready_at > self._timing.settled_s:
+            if time.monotonic() - ready_at > self._timing.proven_s:
                 self._failures = 0
             return self._timing.restart_s
         if self._server.start_differently():

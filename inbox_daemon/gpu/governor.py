@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from inbox_daemon.contract.config import Config
 from inbox_daemon.engine.base import Load
 from inbox_daemon.engine.window import WindowController
-from inbox_daemon.gpu.heat import OPEN, PATIENCE_READINGS, Allowance, Gate, Latch, ThermalGovernor
+from inbox_daemon.gpu.heat import (
+    OPEN,
+    PATIENCE_READINGS,
+    Allowance,
+    GovernorState,
+    Latch,
+    ThermalGovernor,
+)
 from inbox_daemon.gpu.nvml import GpuSample
 
 MIN_WINDOW = 8
@@ -36,8 +43,8 @@ _SLOWED_FOR = {
 class Change:
     """What the governor does now and did before, and why; for the log."""
 
-    state: Gate
-    before: Gate
+    state: GovernorState
+    before: GovernorState
     reason: str
     chunk_size: int
 
@@ -64,7 +71,7 @@ class Governor:
         self._has_answered = False
         self._crowded: str | None = None
         self._largest = self.chunk_size = config.run.chunk_max
-        self._told = Gate.OPEN, "", self._largest
+        self._told = GovernorState.OPEN, "", self._largest
 
     @property
     def window(self) -> int:
@@ -77,10 +84,10 @@ class Governor:
         return self.window == 0
 
     @property
-    def state(self) -> Gate:
+    def state(self) -> GovernorState:
         """What is allowed, in a word."""
-        if self._allowance.gate is Gate.OPEN and self._crowded:
-            return Gate.WARN
+        if self._allowance.gate is GovernorState.OPEN and self._crowded:
+            return GovernorState.WARN
         return self._allowance.gate
 
     @property
@@ -101,7 +108,7 @@ class Governor:
         `limited` says whether the window was all that kept requests back.
         """
         # What the card keeps back is no reason for a larger window.
-        limited = limited and self._allowance.gate is Gate.OPEN
+        limited = limited and self._allowance.gate is GovernorState.OPEN
         self._controller.update(load, in_flight, finished_since, now, limited=limited)
 
     def read_gpu(self, sample: GpuSample | None) -> Change | None:
@@ -154,7 +161,9 @@ def _silent(sample: GpuSample) -> Allowance:
         what = "the GPU answers again, and is watched for a moment"
     elif sample.problem is None:
         what = "the GPU does not answer"
-    return Allowance(Gate.CLOSED, 0.0, f"{what}: nothing is sent until it does so steadily", "loss")
+    return Allowance(
+        GovernorState.CLOSED, 0.0, f"{what}: nothing is sent until it does so steadily", "loss"
+    )
 
 
 # From "Adaptive chunks" in DESIGN.md: below this share of the memory, this many.

@@ -22,7 +22,7 @@ PATIENCE_READINGS = 30
 CALM_READINGS = 15
 
 
-class Gate(StrEnum):
+class GovernorState(StrEnum):
     """What the governor allows; at WARN all of it, and there is something to tell."""
 
     OPEN = "open"
@@ -39,17 +39,17 @@ class Allowance:
     behind it, which stays the same while the figures in the sentence change.
     """
 
-    gate: Gate
+    gate: GovernorState
     factor: float
     reason: str = ""
     cause: str = ""
 
     def apply(self, window: int) -> int:
         """Return how many requests may be in flight: none when closed, else at least one."""
-        return 0 if self.gate is Gate.CLOSED else max(1, int(window * self.factor))
+        return 0 if self.gate is GovernorState.CLOSED else max(1, int(window * self.factor))
 
 
-OPEN = Allowance(Gate.OPEN, 1.0)
+OPEN = Allowance(GovernorState.OPEN, 1.0)
 
 
 class Latch:
@@ -72,7 +72,7 @@ class ThermalGovernor:
         """Take three temperatures in degrees Celsius, resume below warn below stop."""
         self._warn_c, self._stop_c, self._resume_c = warn_c, stop_c, resume_c
         self._calm_c = max(resume_c, warn_c - WARM_MARGIN_C)
-        self._gate, self._celsius, self._missing = Gate.OPEN, 0.0, 0
+        self._gate, self._celsius, self._missing = GovernorState.OPEN, 0.0, 0
         self._slowing, self._slowed_for = Latch(CALM_READINGS), ""
 
     def update(self, temperature_c: float | None, *, throttled: str = "") -> Allowance:
@@ -86,9 +86,9 @@ class ThermalGovernor:
         self._slowed_for = throttled or self._slowed_for
         slowed = self._slowing.update(on=bool(throttled))
         self._read(temperature_c)
-        if self._gate is Gate.CLOSED:
+        if self._gate is GovernorState.CLOSED:
             return self._close()
-        if self._gate is Gate.SHRINK:
+        if self._gate is GovernorState.SHRINK:
             return self._shrink(slowed=slowed)
         return _slowed(self._slowed_for) if slowed else OPEN
 
@@ -98,38 +98,44 @@ class ThermalGovernor:
             self._gate = self._gate_at(temperature_c)
         else:
             self._missing += 1
-            self._gate = self._gate if self._missing <= PATIENCE_READINGS else Gate.OPEN
+            self._gate = self._gate if self._missing <= PATIENCE_READINGS else GovernorState.OPEN
 
-    def _gate_at(self, celsius: float) -> Gate:
+    def _gate_at(self, celsius: float) -> GovernorState:
         """Each state is left at a lower border than it is entered."""
         # Once closed the lower border counts: hot means not yet cool.
-        if celsius > self._stop_c or (self._gate is Gate.CLOSED and celsius >= self._resume_c):
-            return Gate.CLOSED
-        if celsius > self._warn_c or (self._gate is Gate.SHRINK and celsius >= self._calm_c):
-            return Gate.SHRINK
-        return Gate.OPEN
+        if celsius > self._stop_c or (
+            self._gate is GovernorState.CLOSED and celsius >= self._resume_c
+        ):
+            return GovernorState.CLOSED
+        if celsius > self._warn_c or (
+            self._gate is GovernorState.SHRINK and celsius >= self._calm_c
+        ):
+            return GovernorState.SHRINK
+        return GovernorState.OPEN
 
     def _close(self) -> Allowance:
         what = f"is at {self._celsius:g} °C"
         if self._missing:
             what = "was hot and its temperature cannot be read"
         until = f"nothing is sent until it is below {self._resume_c:g} °C"
-        return Allowance(Gate.CLOSED, 0.0, f"the GPU {what}: {until}", "heat")
+        return Allowance(GovernorState.CLOSED, 0.0, f"the GPU {what}: {until}", "heat")
 
     def _shrink(self, *, slowed: bool) -> Allowance:
         share = (self._celsius - self._warn_c) / (self._stop_c - self._warn_c)
         factor = min(1.0 - share * (1.0 - COOLEST_FACTOR), WARMEST_FACTOR)
         what = f"the GPU is at {self._celsius:g} °C, and above {self._warn_c:g} °C it is spared"
         if not slowed:
-            return Allowance(Gate.SHRINK, factor, _share_words(what, factor), "heat")
+            return Allowance(GovernorState.SHRINK, factor, _share_words(what, factor), "heat")
         factor = min(factor, THROTTLED_FACTOR)
         what = f"{what}; it slows itself down for {self._slowed_for}"
-        return Allowance(Gate.SHRINK, factor, _share_words(what, factor), "heat and throttling")
+        return Allowance(
+            GovernorState.SHRINK, factor, _share_words(what, factor), "heat and throttling"
+        )
 
 
 def _slowed(what_for: str) -> Allowance:
     words = _share_words(f"the GPU slows itself down for {what_for}", THROTTLED_FACTOR)
-    return Allowance(Gate.SHRINK, THROTTLED_FACTOR, words, "throttling")
+    return Allowance(GovernorState.SHRINK, THROTTLED_FACTOR, words, "throttling")
 
 
 def _share_words(what: str, factor: float) -> str:

@@ -20,7 +20,7 @@ from ulid import ULID
 
 from inbox_daemon.contract import job_documents, limits
 from inbox_daemon.contract.config import Config
-from inbox_daemon.contract.documents import Fault, JobOptions, Reason
+from inbox_daemon.contract.documents import Fault, JobOptions, Refusal
 from inbox_daemon.contract.names import (
     JOB_SUFFIX,
     OPTIONS_SUFFIX,
@@ -34,11 +34,11 @@ from inbox_daemon.contract.records import DeadLetter, JobRecord
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake import gate
 from inbox_daemon.intake.gate import Pass, Refuse, Wait
-from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.validation import Served, Validation, validate_file
 from inbox_daemon.spool import STUCK, Spool, durable
-from inbox_daemon.spool.entries import Entry, Signature
+from inbox_daemon.spool.entries import DirEntry, Signature
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -51,7 +51,7 @@ class Answer:
     """What became of a drop: exactly one of these."""
 
     queued: JobRecord | None = None
-    rejected: Reason | None = None
+    rejected: Refusal | None = None
     redelivered: JobRecord | None = None
     wait: Wait | None = None
 
@@ -82,14 +82,14 @@ class Admission:
     config: Config
     spool: Spool
     ledger: Ledger
-    queue: JobQueue
+    queue: ActiveJobs
     served: Callable[[], Served]
     # What was found out about files that still lie in inbox/ and need not be read again.
     _mismatched: dict[Key, tuple[Signature, str | None]] = field(default_factory=dict)
     _held: dict[Key, tuple[Signature, int]] = field(default_factory=dict)
     _stuck: dict[Key, tuple[Signature, str]] = field(default_factory=dict)
 
-    def answer(self, entry: Entry, priority: Priority, *, settled: bool) -> Answer:
+    def answer(self, entry: DirEntry, priority: Priority, *, settled: bool) -> Answer:
         """Take one drop through gate and validator.
 
         Raises LedgerError: the ledger cannot be written; the daemon must end.
@@ -118,26 +118,26 @@ class Admission:
         try:
             sha256, size = self.spool.claim(passed.fd, job_id, self.config.limits.max_file_bytes)
         except OSError as error:
-            self.spool.drop_claim(job_id)
+            self.spool.discard_claim(job_id)
             if error.errno in _DISK_FULL:
                 return Wait("there is no room on the disk to take it")
             return Wait(f"it cannot be copied: {error.strerror}")
         changed = Signature.of(os.fstat(passed.fd)) != passed.signature
         if changed or size != passed.signature.size or durable.has_writer(passed.fd):
-            self.spool.drop_claim(job_id)
+            self.spool.discard_claim(job_id)
             return Wait("it changed while it was copied")
         if passed.sha256 not in {None, sha256}:
-            self.spool.drop_claim(job_id)
+            self.spool.discard_claim(job_id)
             self._mismatched[priority, name] = looked_at
             return _mismatch()
         return Claim(job_id, name, priority, sha256, size, passed.signature)
 
-    def _still_stuck(self, entry: Entry, priority: Priority) -> Wait | None:
+    def _still_stuck(self, entry: DirEntry, priority: Priority) -> Wait | None:
         """What was said of a file that was answered and that nobody may move."""
         signature, why = self._stuck.get((priority, entry.name), (None, ""))
         return Wait(why) if signature == entry.signature else None
 
-    def _still_held(self, entry: Entry, priority: Priority) -> Wait | None:
+    def _still_held(self, entry: DirEntry, priority: Priority) -> Wait | None:
         """Why a job that had no room still has none, without reading it again."""
         signature, requests = self._held.get((priority, entry.name), (None, 0))
         if signature != entry.signature:
@@ -153,7 +153,7 @@ class Admission:
             return Answer(wait=stuck) if stuck else Answer(redelivered=known)
         faults, found, options = self._examine(claim)
         if self._may_hold(faults, found, claim):
-            self.spool.drop_claim(claim.job_id)
+            self.spool.discard_claim(claim.job_id)
             return Answer(wait=Wait(faults[0].message))
         if faults:
             return self._reject_claim(claim, faults, found)
@@ -186,7 +186,7 @@ class Admission:
             status = job_documents.redelivered_status(known, time.time())
             self.spool.put_notice(known.name, job_documents.pretty(status))
         stuck = self._take_away(claim)
-        self.spool.drop_claim(claim.job_id)
+        self.spool.discard_claim(claim.job_id)
         return stuck
 
     # -- yes ------------------------------------------------------------------------
@@ -301,7 +301,7 @@ class Admission:
         # The drop first: a crash puts it back, or it would be refused a second time.
         stuck = self._seize(claim, why.message)
         if stuck is not None:
-            self.spool.drop_claim(claim.job_id)
+            self.spool.discard_claim(claim.job_id)
             return Answer(wait=stuck)
         self._show_refusal(why, stem, found.requests)
         self._carry_out(why, target, self.spool.claim_path(claim.job_id))
@@ -318,7 +318,7 @@ class Admission:
         self._forget(key)
         return None
 
-    def reject_drop(self, entry: Entry, priority: Priority, fault: Fault) -> Answer:
+    def reject_drop(self, entry: DirEntry, priority: Priority, fault: Fault) -> Answer:
         """Refuse a file that was never claimed: it goes to rejected/ itself.
 
         One that is gone, or was replaced since it was looked at, is left to the next scan.
@@ -342,10 +342,10 @@ class Admission:
         self._carry_out(why, target, source)
         return Answer(rejected=why)
 
-    def _carry_out(self, why: Reason, target: str, source: Path) -> None:
+    def _carry_out(self, why: Refusal, target: str, source: Path) -> None:
         self.spool.reject(why.id, target, job_documents.pretty(why), source)
 
-    def _show_refusal(self, why: Reason, stem: str, requests: int) -> None:
+    def _show_refusal(self, why: Refusal, stem: str, requests: int) -> None:
         """Put the refusal where the web app looks, unless a job of that name is there."""
         if self.queue.named(stem) is None:
             notice = job_documents.refused_status(why, requests)

@@ -21,11 +21,11 @@ from inbox_daemon.intake import gate
 from inbox_daemon.intake.admission import Answer
 from inbox_daemon.intake.gate import Wait
 from inbox_daemon.intake.redrive import Redriver
-from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.run.runner import Runner
 from inbox_daemon.spool import Spool
-from inbox_daemon.spool.entries import Entry
+from inbox_daemon.spool.entries import DirEntry
 
 PAUSED = "paused"
 _PAGE = 500
@@ -45,7 +45,7 @@ class Command:
     given_at: float = field(default=0.0, compare=False)
 
 
-def read(spool: Spool, entry: Entry, lane: Priority) -> Command | Wait:
+def read(spool: Spool, entry: DirEntry, lane: Priority) -> Command | Wait:
     """Read a control file that has settled."""
     wait = gate.check_kind(entry)
     if wait is not None:
@@ -71,7 +71,7 @@ def read(spool: Spool, entry: Entry, lane: Priority) -> Command | Wait:
 class Controller:
     """Carries out orders."""
 
-    queue: JobQueue
+    queue: ActiveJobs
     ledger: Ledger
     runner: Runner
     redriver: Redriver

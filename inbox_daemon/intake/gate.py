@@ -22,7 +22,7 @@ from inbox_daemon.contract.names import READY_SUFFIX, is_job_name
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.request.json_guard import holds_too_much
 from inbox_daemon.spool import Spool, durable
-from inbox_daemon.spool.entries import Entry, Kind, Signature
+from inbox_daemon.spool.entries import DirEntry, Kind, Signature
 
 _SMALL_BYTES = 1 << 16
 HEAD_BYTES = 8
@@ -75,7 +75,7 @@ def is_lane(name: str, lane: Priority) -> bool:
     return lane is Priority.NORMAL and name in {Priority.HIGH.value, Priority.LOW.value}
 
 
-def check_kind(entry: Entry) -> Wait | None:
+def check_kind(entry: DirEntry) -> Wait | None:
     """Judge an entry by its kind alone; None when it may be opened."""
     if entry.kind is not Kind.FILE:
         return Wait(f"it is a {entry.kind}, not a regular file: only those are taken")
@@ -84,7 +84,7 @@ def check_kind(entry: Entry) -> Wait | None:
     return None
 
 
-def check_entry(entry: Entry) -> Wait | None:
+def check_entry(entry: DirEntry) -> Wait | None:
     """Judge an entry by its name and kind alone; None when it may be opened."""
     if entry.kind is not Kind.FILE:
         return check_kind(entry)
@@ -101,7 +101,7 @@ def check_entry(entry: Entry) -> Wait | None:
 
 
 def check_drop(
-    spool: Spool, entry: Entry, lane: Priority, config: Config, *, settled: bool
+    spool: Spool, entry: DirEntry, lane: Priority, config: Config, *, settled: bool
 ) -> Pass | Wait | Refuse:
     """Open a drop and hold it to every sign of completeness.
 
@@ -126,7 +126,7 @@ def check_drop(
 
 
 def _check_open(
-    fd: int, entry: Entry, config: Config, marker: ReadyMarker | None
+    fd: int, entry: DirEntry, config: Config, marker: ReadyMarker | None
 ) -> Pass | Wait | Refuse:
     found = os.fstat(fd)
     wait = _held_back(fd, found, entry, marker)
@@ -144,7 +144,7 @@ def _check_open(
 
 
 def _held_back(
-    fd: int, found: os.stat_result, entry: Entry, marker: ReadyMarker | None
+    fd: int, found: os.stat_result, entry: DirEntry, marker: ReadyMarker | None
 ) -> Wait | None:
     """The marks of a sender that is not done: changes, missing bytes, an open descriptor."""
     changed = Signature.of(found) != entry.signature
@@ -195,7 +195,7 @@ def encoded(form: str) -> Fault:
     return Fault(code="encoded", message=message)
 
 
-def is_being_written(spool: Spool, entry: Entry, lane: Priority) -> bool:
+def is_being_written(spool: Spool, entry: DirEntry, lane: Priority) -> bool:
     """Say whether a process surely has it open for writing; False where that is not told."""
     try:
         fd = spool.open_drop(entry.name, lane)

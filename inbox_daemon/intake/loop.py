@@ -27,9 +27,17 @@ from inbox_daemon.intake.control import Controller
 from inbox_daemon.intake.gate import Wait
 from inbox_daemon.intake.settling import FOREIGN_FACTOR, Rota, Settling, Sighting
 from inbox_daemon.intake.watch import Watcher
-from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.spool import STUCK, Spool, durable
-from inbox_daemon.spool.entries import Entry, Identity, Kind, Scan, Signature, entries, identity_of
+from inbox_daemon.spool.entries import (
+    DirEntry,
+    Identity,
+    Kind,
+    Scan,
+    Signature,
+    entries,
+    identity_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +52,7 @@ class Intake:
 
     config: Config
     spool: Spool
-    queue: JobQueue
+    queue: ActiveJobs
     admission: Admission
     controller: Controller
     on_change: Callable[[], None]
@@ -143,12 +151,14 @@ class Intake:
         finally:
             os.close(fd)
 
-    def _choose(self, lane: Priority, found: Iterator[Entry]) -> list[Entry]:
+    def _choose(self, lane: Priority, found: Iterator[DirEntry]) -> list[DirEntry]:
         """What of a lane is looked at now; of what stays for good as much as is shown."""
-        staying: list[Entry] = []
-        strays: list[Entry] = []  # of names that are none: they hold nobody up, and go in the end
+        staying: list[DirEntry] = []
+        strays: list[
+            DirEntry
+        ] = []  # of names that are none: they hold nobody up, and go in the end
 
-        def candidates() -> Iterator[Entry]:
+        def candidates() -> Iterator[DirEntry]:
             for entry in found:
                 if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
                     continue
@@ -189,7 +199,7 @@ class Intake:
 
     async def _answer(
         self,
-        entry: Entry,
+        entry: DirEntry,
         lane: Priority,
         settled: bool,  # noqa: FBT001 - as the scan found it
         quiet_s: float,
@@ -211,7 +221,7 @@ class Intake:
             return Wait(f"{wait.why}; a process has it open for writing", wait.overdue)
         return await self._reject(entry, lane, wait.overdue)
 
-    def _accompany(self, entry: Entry, lane: Priority) -> Wait | None:
+    def _accompany(self, entry: DirEntry, lane: Priority) -> Wait | None:
         """Show a sidecar whose job's file is not there; it may have gone with that just now."""
         folder = self.spool.lane(lane)
         # Not `exists`, which asks where a link leads and fails for one that leads nowhere.
@@ -220,7 +230,7 @@ class Intake:
             return None
         return Wait("it waits for its job's file")
 
-    async def _reject(self, entry: Entry, lane: Priority, fault: Fault) -> Wait | None:
+    async def _reject(self, entry: DirEntry, lane: Priority, fault: Fault) -> Wait | None:
         answer = await asyncio.to_thread(self.admission.reject_drop, entry, lane, fault)
         self._note(answer)
         return answer.wait
@@ -238,19 +248,19 @@ class Intake:
             return Wait(full.message) if full else None
         return None
 
-    async def _take(self, entry: Entry, lane: Priority, *, settled: bool) -> Wait | None:
+    async def _take(self, entry: DirEntry, lane: Priority, *, settled: bool) -> Wait | None:
         answer = await asyncio.to_thread(self.admission.answer, entry, lane, settled=settled)
         self._note(answer)
         return answer.wait
 
-    async def _order(self, entry: Entry, lane: Priority, *, settled: bool) -> Wait | None:
+    async def _order(self, entry: DirEntry, lane: Priority, *, settled: bool) -> Wait | None:
         if not settled:
             return Wait("it has just arrived")
         if self._obeyed.get((lane, entry.name)) == entry.signature:
             return Wait("it was obeyed but cannot be taken away; remove it")
         return await self._obey(entry, lane)
 
-    async def _obey(self, entry: Entry, lane: Priority) -> Wait | None:
+    async def _obey(self, entry: DirEntry, lane: Priority) -> Wait | None:
         """Carry out a control file, or refuse it with the reason."""
         command = control.read(self.spool, entry, lane)
         if isinstance(command, Wait):
@@ -263,7 +273,7 @@ class Intake:
         self.on_change()
         return wait
 
-    def _remove_order(self, entry: Entry, lane: Priority) -> Wait | None:
+    def _remove_order(self, entry: DirEntry, lane: Priority) -> Wait | None:
         try:
             self.spool.remove_drop(entry.name, lane)
         except OSError as error:

@@ -13,7 +13,7 @@ from inbox_daemon.contract.health_documents import RecentJob
 from inbox_daemon.contract.limits import QueueLoad
 from inbox_daemon.contract.names import ALL
 from inbox_daemon.contract.records import JobRecord
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.running import RunningJob
 
 _RECENT = 20
 
@@ -23,7 +23,7 @@ class ActiveEntry:
     """One active job: queued while `run` is None."""
 
     record: JobRecord
-    run: JobRun | None = None
+    run: RunningJob | None = None
 
     @property
     def open_requests(self) -> int:
@@ -32,7 +32,7 @@ class ActiveEntry:
 
 
 @dataclass(slots=True)
-class JobQueue:
+class ActiveJobs:
     """All active jobs, and the newest of those that ended."""
 
     entries: dict[str, ActiveEntry] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class JobQueue:
     last_finished: RecentJob | None = None
     last_rejected: RecentJob | None = None
 
-    def add(self, record: JobRecord, run: JobRun | None = None) -> None:
+    def add(self, record: JobRecord, run: RunningJob | None = None) -> None:
         """Take up a job that lies in queued/ or running/."""
         self.entries[record.id] = ActiveEntry(record, run)
 
@@ -87,7 +87,7 @@ class JobQueue:
             ready, key=lambda r: (r.ending is None, self.urgency(r, now), r.id), default=None
         )
 
-    def runs(self, now: float | None = None) -> list[JobRun]:
+    def runs(self, now: float | None = None) -> list[RunningJob]:
         """The running jobs: oldest first or, at a given moment, the most urgent first."""
         runs = [e.run for _, e in sorted(self.entries.items()) if e.run is not None]
         if now is None or len(runs) < 2:  # noqa: PLR2004 - one needs no order

@@ -12,20 +12,20 @@ from collections.abc import Sequence
 
 from inbox_daemon.contract.config import RunConfig
 from inbox_daemon.jobs import ordering
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.running import Batch, JobRun
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.running import Batch, RunningJob
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.run.poison import Hunt
+from inbox_daemon.run.poison import Bisection
 
 COMMIT_RESULTS = 512
 COMMIT_BYTES = 8 << 20
 HUNT = "hunt"
 
 
-class Committer:
+class GroupCommit:
     """Commits what the running jobs have gathered."""
 
-    def __init__(self, run: RunConfig, queue: JobQueue, ledger: Ledger, hunt: Hunt) -> None:
+    def __init__(self, run: RunConfig, queue: ActiveJobs, ledger: Ledger, hunt: Bisection) -> None:
         """Commit the jobs of `queue` and the state of `hunt`, as `run` has it."""
         self._queue, self._ledger, self._hunt = queue, ledger, hunt
         self._interval_s, self._reorder = run.commit_interval_s, run.reorder
@@ -72,7 +72,9 @@ class Committer:
             run.committed(batch)
         self._writing_hunt = self.busy = False
 
-    def _write(self, batches: list[tuple[JobRun, Batch]], state: dict[str, bytes | None]) -> None:
+    def _write(
+        self, batches: list[tuple[RunningJob, Batch]], state: dict[str, bytes | None]
+    ) -> None:
         for run, batch in batches:
             run.journal.flush(batch.lines, batch.length)
         self._ledger.checkpoint([batch.checkpoint for _, batch in batches], state)
@@ -81,7 +83,7 @@ class Committer:
                 batch.chunk = _ordered(run, batch.chunk)
 
 
-def _ordered(run: JobRun, chunk: Sequence[int]) -> Sequence[int]:
+def _ordered(run: RunningJob, chunk: Sequence[int]) -> Sequence[int]:
     """A chunk in the order that helps the engine; here, because it takes a thread's time."""
     if not chunk:
         return chunk

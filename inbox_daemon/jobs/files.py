@@ -21,7 +21,7 @@ _READ_BYTES = 1 << 20
 _GUESS_BYTES = 8192
 
 
-class JobInput:
+class InputFile:
     """The open input file of an accepted job."""
 
     def __init__(self, path: Path, requests: int) -> None:
@@ -119,7 +119,7 @@ def _read_line(fd: int, start: int, limit: int) -> bytes:
     return data if end < 0 else data[:end]
 
 
-class Journal:
+class ResultsFile:
     """One job's results.part, open for appending."""
 
     def __init__(self, path: Path, committed: int) -> None:

@@ -15,12 +15,12 @@ import orjson
 from pydantic import ValidationError
 
 from inbox_daemon.contract import job_documents
-from inbox_daemon.contract.documents import Reason
+from inbox_daemon.contract.documents import Refusal
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.health_documents import RecentJob
 from inbox_daemon.contract.records import JobRecord
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool, durable
 
@@ -31,15 +31,15 @@ DAMAGE = (DamagedJobError, KeyError, FileNotFoundError)
 _RECENT = 20
 
 
-def recover(spool: Spool, ledger: Ledger) -> JobQueue:
+def recover(spool: Spool, ledger: Ledger) -> ActiveJobs:
     """Repair the spool and return the queue; blocks, called before any loop runs.
 
     Raises LedgerError, OSError: the spool cannot be read.
     """
     spool.finish_rejections()
     spool.finish_drops()
-    _drop_claims(spool, ledger)
-    queue = JobQueue()
+    _discard_claims(spool, ledger)
+    queue = ActiveJobs()
     for job_id in spool.running_ids():
         _recover_running(job_id, spool, ledger, queue)
     for job_id in spool.queued_ids():
@@ -49,7 +49,7 @@ def recover(spool: Spool, ledger: Ledger) -> JobQueue:
     return queue
 
 
-def _drop_claims(spool: Spool, ledger: Ledger) -> None:
+def _discard_claims(spool: Spool, ledger: Ledger) -> None:
     """Undo the claims in hand: their drops still lie in inbox/."""
     for path in spool.leftover_claims():
         if path.is_dir():
@@ -60,7 +60,7 @@ def _drop_claims(spool: Spool, ledger: Ledger) -> None:
         durable.remove_file(path)
 
 
-def _recover_running(job_id: str, spool: Spool, ledger: Ledger, queue: JobQueue) -> None:
+def _recover_running(job_id: str, spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
     record = ledger.job(job_id)
     if record is not None and record.finished_at is not None:
         spool.discard(job_id)
@@ -70,19 +70,19 @@ def _recover_running(job_id: str, spool: Spool, ledger: Ledger, queue: JobQueue)
         _quarantine(spool.running / job_id, spool)
 
 
-def _reopen(record: JobRecord, spool: Spool, ledger: Ledger, queue: JobQueue) -> None:
+def _reopen(record: JobRecord, spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
     """Go on with a running job; one whose files are damaged is set aside, not the rest."""
     try:
-        run = JobRun(record, spool, ledger)
+        run = RunningJob(record, spool, ledger)
     except DAMAGE as error:
-        queue.note(set_aside(record, spool, error))
+        queue.note(quarantine_job(record, spool, error))
         return
     queue.add(record, run)
     fields = {"job": record.name, "ended": run.progress.ended, "requests": run.total}
     log.info("job_recovered", extra=fields)
 
 
-def set_aside(record: JobRecord, spool: Spool, error: Exception) -> RecentJob:
+def quarantine_job(record: JobRecord, spool: Spool, error: Exception) -> RecentJob:
     """Keep a running job whose files are damaged in quarantine/; return what to tell of it.
 
     Its record is left to whoever calls.
@@ -93,7 +93,7 @@ def set_aside(record: JobRecord, spool: Spool, error: Exception) -> RecentJob:
     return job_documents.recent_damaged(record, str(error), time.time())
 
 
-def _recover_queued(job_id: str, spool: Spool, ledger: Ledger, queue: JobQueue) -> None:
+def _recover_queued(job_id: str, spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
     record = ledger.job(job_id)
     if record is None or job_id in queue.entries:
         _quarantine(spool.queued / f"{job_id}.jsonl", spool)
@@ -102,11 +102,11 @@ def _recover_queued(job_id: str, spool: Spool, ledger: Ledger, queue: JobQueue) 
 
 
 def _quarantine(path: Path, spool: Spool) -> None:
-    moved = spool.set_aside(path)
+    moved = spool.quarantine_path(path)
     log.error("quarantined", extra={"path": str(path), "moved_to": str(moved)})
 
 
-def _forget_vanished(ledger: Ledger, queue: JobQueue) -> None:
+def _forget_vanished(ledger: Ledger, queue: ActiveJobs) -> None:
     """Free the names of jobs whose files somebody took out of the spool."""
     for record in ledger.jobs():
         if record.finished_at is None and record.id not in queue.entries:
@@ -114,7 +114,7 @@ def _forget_vanished(ledger: Ledger, queue: JobQueue) -> None:
             ledger.forget(record.id)
 
 
-def _remember_recent(spool: Spool, ledger: Ledger, queue: JobQueue) -> None:
+def _remember_recent(spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
     finished = [record for record in ledger.jobs() if record.finished_at is not None]
     notes = [job_documents.recent_finished(record) for record in finished]
     notes += [job_documents.recent_rejected(reason) for reason in _reasons(spool)]
@@ -122,10 +122,10 @@ def _remember_recent(spool: Spool, ledger: Ledger, queue: JobQueue) -> None:
         queue.note(note)
 
 
-def _reasons(spool: Spool) -> Iterator[Reason]:
+def _reasons(spool: Spool) -> Iterator[Refusal]:
     newest = sorted(spool.rejected.glob("*.reason.json"), key=lambda path: path.lstat().st_mtime)
     for path in newest[-_RECENT:]:
         try:
-            yield Reason.model_validate(orjson.loads(path.read_bytes()))
+            yield Refusal.model_validate(orjson.loads(path.read_bytes()))
         except (OSError, orjson.JSONDecodeError, ValidationError):
             log.warning("reason_unreadable", extra={"path": str(path)})

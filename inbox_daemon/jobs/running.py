@@ -19,14 +19,14 @@ from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.records import (
     Checkpoint,
     DeadLetter,
-    Entry,
     JobRecord,
+    OutcomeAt,
     Progress,
     RetryRecord,
     Tokens,
 )
 from inbox_daemon.contract.states import Outcome
-from inbox_daemon.jobs.files import JobInput, Journal
+from inbox_daemon.jobs.files import InputFile, ResultsFile
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool
 
@@ -45,7 +45,7 @@ class Batch:
     chunk: Sequence[int]
 
 
-class JobRun:
+class RunningJob:
     """A job between its start and its publication."""
 
     def __init__(self, record: JobRecord, spool: Spool, ledger: Ledger) -> None:
@@ -58,7 +58,7 @@ class JobRun:
         self.invalid: dict[int, Fault] = ledger.invalid(record.id) if record.invalid else {}
         self.retries: dict[int, RetryRecord] = ledger.retries(record.id)
         self.in_flight = 0
-        self.input = JobInput(spool.input_path(record.id), record.requests)
+        self.input = InputFile(spool.input_path(record.id), record.requests)
         self._marks = bytearray(len(self.input))
         self._completed, self._failed = self.progress.completed, self.progress.failed
         self._tokens_in = self.progress.input_tokens
@@ -73,14 +73,14 @@ class JobRun:
             self._ready = deque(
                 ordinal for ordinal in range(self._limit) if self._marks[ordinal] == OPEN
             )
-            self.journal = Journal(spool.results_path(record.id), self.progress.committed)
+            self.journal = ResultsFile(spool.results_path(record.id), self.progress.committed)
         except (DamagedJobError, OSError):
             self.input.close()
             raise
         self._clear_pending()
 
     def _clear_pending(self) -> None:
-        self._entries: list[tuple[int, Entry]] = []
+        self._entries: list[tuple[int, OutcomeAt]] = []
         self._new_retries: dict[int, RetryRecord] = {}
         self._new_dead: list[DeadLetter] = []
         self._new_due: list[tuple[float, int]] = []
@@ -209,7 +209,7 @@ class JobRun:
         """When the next backoff is over, in seconds of the monotonic clock."""
         return self._due[0][0] if self._due else None
 
-    def claim_suspect(self, ordinal: int) -> bool:
+    def take_suspect(self, ordinal: int) -> bool:
         """Take a request out of the normal order for the hunt; False if it may not run."""
         if self._marks[ordinal] in {ENDED, IN_FLIGHT}:
             return False
@@ -219,7 +219,7 @@ class JobRun:
 
     def put_off(self, ordinal: int) -> None:
         """Let a suspect wait until the hunt claims it."""
-        if self.claim_suspect(ordinal):
+        if self.take_suspect(ordinal):
             self._marks[ordinal] = RETRYING
             heapq.heappush(self._due, (math.inf, ordinal))
 
@@ -253,7 +253,9 @@ class JobRun:
             self._tokens_in += tokens.input
             self._tokens_out += tokens.output
 
-    def bury(self, ordinal: int, output: bytes, letter: DeadLetter, *, retryable: bool) -> None:
+    def set_aside(
+        self, ordinal: int, output: bytes, letter: DeadLetter, *, retryable: bool
+    ) -> None:
         """Take a dead letter; `retryable` says whether its line belongs in retry.jsonl."""
         self._end(ordinal, output, Outcome.DEAD, retryable=retryable)
         self._new_dead.append(letter)
@@ -264,7 +266,7 @@ class JobRun:
         self._leave(ordinal, ENDED)
         line = self.input.line_of(ordinal)
         offset, length = self.journal.append(output)
-        self._entries.append((line, Entry(offset, length, outcome, retryable)))
+        self._entries.append((line, OutcomeAt(offset, length, outcome, retryable)))
         self.retries.pop(line, None)
         self._new_retries.pop(line, None)
 

@@ -10,12 +10,12 @@ May import: contract, spool.
 """
 
 from inbox_daemon.ledger.dead import DeadLetters
-from inbox_daemon.ledger.jobs import Jobs
+from inbox_daemon.ledger.jobs import JobRows
 from inbox_daemon.ledger.lines import Lines
 from inbox_daemon.ledger.store import MARKER
 
 __all__ = ["MARKER", "Ledger"]
 
 
-class Ledger(Jobs, Lines, DeadLetters):
+class Ledger(JobRows, Lines, DeadLetters):
     """The open ledger of one spool; its parts are in the modules of this package."""

@@ -13,7 +13,7 @@ _PER_LINE = ("lines", "retries", "invalid", "redrives")
 _ROW_BYTES = 1024
 
 
-class Jobs(Store):
+class JobRows(Store):
     """Accepted jobs, by id and by delivery."""
 
     def accept(

@@ -13,7 +13,7 @@ import orjson
 
 from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.errors import LedgerError
-from inbox_daemon.contract.records import Checkpoint, DeadLetter, Entry, Progress, RetryRecord
+from inbox_daemon.contract.records import Checkpoint, DeadLetter, OutcomeAt, Progress, RetryRecord
 from inbox_daemon.ledger.store import Store, line_key, line_of
 
 _PAGE_OF_ENTRIES = 2000
@@ -60,12 +60,12 @@ class Lines(Store):
             found = self._get(txn, "progress", job_id.encode(), Progress)
         return found or Progress()
 
-    def entries(self, job_id: str, after: int = 0) -> list[tuple[int, Entry]]:
+    def entries(self, job_id: str, after: int = 0) -> list[tuple[int, OutcomeAt]]:
         """A page of the lines after line `after` that have their outcome, in order.
 
         Pages keep the transaction short; an empty list is the end.
         """
-        page: list[tuple[int, Entry]] = []
+        page: list[tuple[int, OutcomeAt]] = []
         prefix = job_id.encode()
         with self._read() as txn, txn.cursor(db=self._db["lines"]) as cursor:
             # A cursor that finds nothing would begin anew at the first line of all.
@@ -75,10 +75,10 @@ class Lines(Store):
                 key, value = map(bytes, row)
                 if not key.startswith(prefix):
                     break
-                page.append((line_of(key), Entry.unpack(value)))
+                page.append((line_of(key), OutcomeAt.unpack(value)))
         return page
 
-    def all_entries(self, job_id: str) -> Iterator[tuple[int, Entry]]:
+    def all_entries(self, job_id: str) -> Iterator[tuple[int, OutcomeAt]]:
         """Every line with an outcome, in input order, page by page."""
         page = self.entries(job_id)
         while page:

@@ -20,9 +20,9 @@ from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.documents import Usage
 from inbox_daemon.contract.errors import DamagedJobError, LedgerError
 from inbox_daemon.contract.names import ERRORS, OUTPUT, RETRY, STATUS
-from inbox_daemon.contract.records import DeadReason, Entry, JobRecord
+from inbox_daemon.contract.records import DeadReason, JobRecord, OutcomeAt
 from inbox_daemon.contract.states import BatchStatus, Outcome
-from inbox_daemon.jobs.files import JobInput
+from inbox_daemon.jobs.files import InputFile
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool, durable
 
@@ -144,7 +144,7 @@ def _copy_lines(record: JobRecord, spool: Spool, ledger: Ledger, files: _Writer)
     entries = ledger.all_entries(record.id)
     results = os.open(spool.results_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with JobInput(spool.input_path(record.id), record.requests) as source:
+        with InputFile(spool.input_path(record.id), record.requests) as source:
             for ordinal, line in enumerate(source.lines):
                 found, entry = next(entries, (0, None))
                 if entry is None or found != line:
@@ -155,7 +155,9 @@ def _copy_lines(record: JobRecord, spool: Spool, ledger: Ledger, files: _Writer)
         os.close(results)
 
 
-def _copy_line(entry: Entry, results: int, source: JobInput, ordinal: int, files: _Writer) -> None:
+def _copy_line(
+    entry: OutcomeAt, results: int, source: InputFile, ordinal: int, files: _Writer
+) -> None:
     output = os.pread(results, entry.length, entry.offset)
     if len(output) != entry.length or not (output[:1] == b"{" and output[-2:] == b"}\n"):
         msg = f"results.part lost the outcome of line {source.line_of(ordinal)}"

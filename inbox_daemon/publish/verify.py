@@ -21,9 +21,9 @@ import orjson
 from inbox_daemon.contract.documents import JobStatus
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.names import ERRORS, OUTPUT
-from inbox_daemon.contract.records import Entry, JobRecord, Progress
+from inbox_daemon.contract.records import JobRecord, OutcomeAt, Progress
 from inbox_daemon.contract.states import Outcome
-from inbox_daemon.jobs.files import JobInput
+from inbox_daemon.jobs.files import InputFile
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.line import LinesDigest, custom_id_of
 from inbox_daemon.spool import Spool
@@ -152,7 +152,7 @@ def verify_running(record: JobRecord, spool: Spool, ledger: Ledger) -> Proof:
     return proof
 
 
-def _snapshot(record: JobRecord, ledger: Ledger) -> tuple[Progress, dict[int, Entry]]:
+def _snapshot(record: JobRecord, ledger: Ledger) -> tuple[Progress, dict[int, OutcomeAt]]:
     """Progress and outcomes of one moment, although they are read in several pages."""
     while True:
         progress = ledger.progress(record.id)
@@ -162,12 +162,12 @@ def _snapshot(record: JobRecord, ledger: Ledger) -> tuple[Progress, dict[int, En
 
 
 def _check_outcomes(
-    record: JobRecord, spool: Spool, entries: dict[int, Entry], proof: Proof
+    record: JobRecord, spool: Spool, entries: dict[int, OutcomeAt], proof: Proof
 ) -> None:
     """Walk the input: each outcome must be that of its own line and custom_id."""
     results = spool.results_path(record.id)
     try:
-        source = JobInput(spool.input_path(record.id), record.requests)
+        source = InputFile(spool.input_path(record.id), record.requests)
     except DamagedJobError as error:
         proof.add(error.message)
         return

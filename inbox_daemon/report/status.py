@@ -32,7 +32,7 @@ from inbox_daemon.engine.base import EngineInfo, EngineState
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.gpu.nvml import GpuSample
 from inbox_daemon.intake.loop import Intake
-from inbox_daemon.jobs.active import ActiveEntry, JobQueue
+from inbox_daemon.jobs.active import ActiveEntry, ActiveJobs
 from inbox_daemon.run.runner import Runner
 
 RATE_WINDOW_S = 60.0
@@ -65,7 +65,7 @@ class Reporter:
     """Builds the document; holds only what a document cannot say by itself."""
 
     config: Config
-    queue: JobQueue
+    queue: ActiveJobs
     runner: Runner
     intake: Intake
     governor: Governor

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from inbox_daemon.contract.config import NEVER, BodyConfig
-from inbox_daemon.request.endpoints import NEEDED, PARAMETERS, REFUSED, REFUSED_AT, Kind
+from inbox_daemon.request.endpoints import NEEDED, PARAMETERS, REFUSED, REFUSED_AT, ParameterKind
 from inbox_daemon.request.faults import LineFaultError, closed, key_path, never, over_limit, wrong
 from inbox_daemon.request.messages import Contents, are_plain
 from inbox_daemon.request.schemas import (
@@ -27,30 +27,35 @@ from inbox_daemon.request.schemas import (
 )
 
 _NONE = type(None)
-_TYPES: dict[Kind, frozenset[type]] = {
-    Kind.TEXT: frozenset({str, _NONE}),
-    Kind.NUMBER: frozenset({int, float, _NONE}),
-    Kind.INTEGER: frozenset({int, _NONE}),
-    Kind.SWITCH: frozenset({bool, _NONE}),
-    Kind.OBJECT: frozenset({dict, _NONE}),
-    Kind.ARRAY: frozenset({list, _NONE}),
-    Kind.CHOICE: frozenset({str, dict, _NONE}),
+_TYPES: dict[ParameterKind, frozenset[type]] = {
+    ParameterKind.TEXT: frozenset({str, _NONE}),
+    ParameterKind.NUMBER: frozenset({int, float, _NONE}),
+    ParameterKind.INTEGER: frozenset({int, _NONE}),
+    ParameterKind.SWITCH: frozenset({bool, _NONE}),
+    ParameterKind.OBJECT: frozenset({dict, _NONE}),
+    ParameterKind.ARRAY: frozenset({list, _NONE}),
+    ParameterKind.CHOICE: frozenset({str, dict, _NONE}),
 }
-_WORDS: dict[Kind, str] = {
-    Kind.TEXT: "a string",
-    Kind.NUMBER: "a number",
-    Kind.INTEGER: "a whole number",
-    Kind.SWITCH: "true or false",
-    Kind.OBJECT: "an object",
-    Kind.ARRAY: "a list",
-    Kind.CHOICE: "a string or an object",
+_WORDS: dict[ParameterKind, str] = {
+    ParameterKind.TEXT: "a string",
+    ParameterKind.NUMBER: "a number",
+    ParameterKind.INTEGER: "a whole number",
+    ParameterKind.SWITCH: "true or false",
+    ParameterKind.OBJECT: "an object",
+    ParameterKind.ARRAY: "a list",
+    ParameterKind.CHOICE: "a string or an object",
 }
 # Kinds that have a check of their own, which a text always passes.
-_TEXT_IS_GOOD = (Kind.PROMPT, Kind.EMBEDDED, Kind.ITEMS, Kind.SCORED)
+_TEXT_IS_GOOD = (
+    ParameterKind.PROMPT,
+    ParameterKind.EMBEDDED,
+    ParameterKind.ITEMS,
+    ParameterKind.SCORED,
+)
 _JSON_TYPES = (str, int, float, bool, _NONE, list, dict)
 
 
-def _settling(kind: Kind) -> frozenset[type]:
+def _settling(kind: ParameterKind) -> frozenset[type]:
     """The types of which any value is good for this kind, and holds no other value."""
     good = frozenset({str}) if kind in _TEXT_IS_GOOD else _TYPES.get(kind, frozenset())
     return good - {list, dict}
@@ -75,7 +80,7 @@ def _usual(url: str) -> _Usual:
         one: frozenset(name for name, kind in known.items() if one in _settling(kind))
         for one in _JSON_TYPES
     }
-    talks = frozenset(name for name, kind in known.items() if kind is Kind.MESSAGES)
+    talks = frozenset(name for name, kind in known.items() if kind is ParameterKind.MESSAGES)
     return _Usual(settled, talks, min(needed) if len(needed) == 1 else "")
 
 
@@ -303,23 +308,23 @@ def _sized(check: Callable[[str, object, int, BodyConfig], None]) -> _Check:
     return lambda body, path, value: check(path, value, body.size, body.rules)
 
 
-_CHECKS: dict[Kind, _Check] = {
-    Kind.COUNT: _check_count,
-    Kind.LOGPROBS: _check_logprobs,
-    Kind.STOP: _check_stop,
-    Kind.WORDS: _check_words,
-    Kind.TOKEN_IDS: _check_token_ids,
-    Kind.BIAS: _check_bias,
-    Kind.REPETITION: _check_repetition,
-    Kind.ENCODING: _check_encoding,
-    Kind.MESSAGES: _check_messages,
-    Kind.PROMPT: _check_prompt,
-    Kind.EMBEDDED: _check_embedded,
-    Kind.ITEMS: _check_items,
-    Kind.SCORED: _check_scored,
-    Kind.TOOLS: _sized(check_tools),
-    Kind.FORMAT: _sized(check_format),
-    Kind.TEXT_FORMAT: _sized(check_text),
-    Kind.STRUCTURED: _sized(check_structured),
-    Kind.TEMPLATE_KWARGS: _sized(check_template_kwargs),
+_CHECKS: dict[ParameterKind, _Check] = {
+    ParameterKind.COUNT: _check_count,
+    ParameterKind.LOGPROBS: _check_logprobs,
+    ParameterKind.STOP: _check_stop,
+    ParameterKind.WORDS: _check_words,
+    ParameterKind.TOKEN_IDS: _check_token_ids,
+    ParameterKind.BIAS: _check_bias,
+    ParameterKind.REPETITION: _check_repetition,
+    ParameterKind.ENCODING: _check_encoding,
+    ParameterKind.MESSAGES: _check_messages,
+    ParameterKind.PROMPT: _check_prompt,
+    ParameterKind.EMBEDDED: _check_embedded,
+    ParameterKind.ITEMS: _check_items,
+    ParameterKind.SCORED: _check_scored,
+    ParameterKind.TOOLS: _sized(check_tools),
+    ParameterKind.FORMAT: _sized(check_format),
+    ParameterKind.TEXT_FORMAT: _sized(check_text),
+    ParameterKind.STRUCTURED: _sized(check_structured),
+    ParameterKind.TEMPLATE_KWARGS: _sized(check_template_kwargs),
 }

@@ -15,7 +15,7 @@ from enum import StrEnum, auto
 from inbox_daemon.contract.config import NEVER, STREAMED
 
 
-class Kind(StrEnum):
+class ParameterKind(StrEnum):
     """What a parameter's value is; those after CHOICE have a check of their own."""
 
     TEXT = auto()
@@ -46,115 +46,119 @@ class Kind(StrEnum):
     TEMPLATE_KWARGS = auto()
 
 
-def _each(kind: Kind, names: str) -> dict[str, Kind]:
+def _each(kind: ParameterKind, names: str) -> dict[str, ParameterKind]:
     return dict.fromkeys(names.split(), kind)
 
 
 # -- parameters that pass -------------------------------------------------------------
 
 _OPENAI_COMMON = (
-    _each(Kind.TEXT, "model user service_tier safety_identifier")
-    | _each(Kind.TEXT, "prompt_cache_key prompt_cache_retention")
-    | _each(Kind.NUMBER, "temperature top_p")
-    | _each(Kind.SWITCH, "store parallel_tool_calls")
-    | _each(Kind.OBJECT, "metadata prompt_cache_options moderation")
-    | _each(Kind.CHOICE, "tool_choice")
-    | _each(Kind.TOOLS, "tools")
-    | _each(Kind.LOGPROBS, "top_logprobs")
+    _each(ParameterKind.TEXT, "model user service_tier safety_identifier")
+    | _each(ParameterKind.TEXT, "prompt_cache_key prompt_cache_retention")
+    | _each(ParameterKind.NUMBER, "temperature top_p")
+    | _each(ParameterKind.SWITCH, "store parallel_tool_calls")
+    | _each(ParameterKind.OBJECT, "metadata prompt_cache_options moderation")
+    | _each(ParameterKind.CHOICE, "tool_choice")
+    | _each(ParameterKind.TOOLS, "tools")
+    | _each(ParameterKind.LOGPROBS, "top_logprobs")
 )
 _OPENAI_SAMPLING = (
-    _each(Kind.NUMBER, "temperature top_p frequency_penalty presence_penalty")
-    | _each(Kind.INTEGER, "max_tokens seed")
-    | _each(Kind.COUNT, "n")
-    | _each(Kind.BIAS, "logit_bias")
-    | _each(Kind.STOP, "stop")
+    _each(ParameterKind.NUMBER, "temperature top_p frequency_penalty presence_penalty")
+    | _each(ParameterKind.INTEGER, "max_tokens seed")
+    | _each(ParameterKind.COUNT, "n")
+    | _each(ParameterKind.BIAS, "logit_bias")
+    | _each(ParameterKind.STOP, "stop")
 )
 _VLLM_SAMPLING = (
-    _each(Kind.NUMBER, "min_p repetition_penalty length_penalty")
-    | _each(Kind.INTEGER, "top_k min_tokens truncate_prompt_tokens thinking_token_budget")
-    | _each(Kind.SWITCH, "include_stop_str_in_output ignore_eos skip_special_tokens")
-    | _each(Kind.SWITCH, "spaces_between_special_tokens add_special_tokens watermarking")
-    | _each(Kind.SWITCH, "return_tokens_as_token_ids return_token_ids")
-    | _each(Kind.TEXT, "truncation_side cache_salt")
-    | _each(Kind.LOGPROBS, "prompt_logprobs")
-    | _each(Kind.TOKEN_IDS, "stop_token_ids allowed_token_ids logprob_token_ids")
-    | _each(Kind.WORDS, "bad_words")
-    | _each(Kind.REPETITION, "repetition_detection")
-    | _each(Kind.FORMAT, "response_format")
-    | _each(Kind.STRUCTURED, "structured_outputs")
+    _each(ParameterKind.NUMBER, "min_p repetition_penalty length_penalty")
+    | _each(ParameterKind.INTEGER, "top_k min_tokens truncate_prompt_tokens thinking_token_budget")
+    | _each(ParameterKind.SWITCH, "include_stop_str_in_output ignore_eos skip_special_tokens")
+    | _each(ParameterKind.SWITCH, "spaces_between_special_tokens add_special_tokens watermarking")
+    | _each(ParameterKind.SWITCH, "return_tokens_as_token_ids return_token_ids")
+    | _each(ParameterKind.TEXT, "truncation_side cache_salt")
+    | _each(ParameterKind.LOGPROBS, "prompt_logprobs")
+    | _each(ParameterKind.TOKEN_IDS, "stop_token_ids allowed_token_ids logprob_token_ids")
+    | _each(ParameterKind.WORDS, "bad_words")
+    | _each(ParameterKind.REPETITION, "repetition_detection")
+    | _each(ParameterKind.FORMAT, "response_format")
+    | _each(ParameterKind.STRUCTURED, "structured_outputs")
 )
 _CHAT = {
     **_OPENAI_COMMON,
     **_OPENAI_SAMPLING,
     **_VLLM_SAMPLING,
-    **_each(Kind.MESSAGES, "messages"),
-    **_each(Kind.INTEGER, "max_completion_tokens"),
-    **_each(Kind.TEXT, "reasoning_effort verbosity"),
-    **_each(Kind.OBJECT, "audio prediction web_search_options"),
-    **_each(Kind.ARRAY, "modalities documents"),
-    **_each(Kind.CHOICE, "function_call"),
-    **_each(Kind.TOOLS, "functions"),
-    **_each(Kind.SWITCH, "logprobs include_reasoning echo add_generation_prompt"),
-    **_each(Kind.SWITCH, "continue_final_message return_prompt_text"),
-    **_each(Kind.TEMPLATE_KWARGS, "chat_template_kwargs"),
+    **_each(ParameterKind.MESSAGES, "messages"),
+    **_each(ParameterKind.INTEGER, "max_completion_tokens"),
+    **_each(ParameterKind.TEXT, "reasoning_effort verbosity"),
+    **_each(ParameterKind.OBJECT, "audio prediction web_search_options"),
+    **_each(ParameterKind.ARRAY, "modalities documents"),
+    **_each(ParameterKind.CHOICE, "function_call"),
+    **_each(ParameterKind.TOOLS, "functions"),
+    **_each(ParameterKind.SWITCH, "logprobs include_reasoning echo add_generation_prompt"),
+    **_each(ParameterKind.SWITCH, "continue_final_message return_prompt_text"),
+    **_each(ParameterKind.TEMPLATE_KWARGS, "chat_template_kwargs"),
 }
 _COMPLETIONS = {
     **_OPENAI_SAMPLING,
     **_VLLM_SAMPLING,
-    **_each(Kind.PROMPT, "prompt"),
-    **_each(Kind.TEXT, "model user suffix"),
-    **_each(Kind.SWITCH, "echo"),
-    **_each(Kind.COUNT, "best_of"),
-    **_each(Kind.LOGPROBS, "logprobs"),
+    **_each(ParameterKind.PROMPT, "prompt"),
+    **_each(ParameterKind.TEXT, "model user suffix"),
+    **_each(ParameterKind.SWITCH, "echo"),
+    **_each(ParameterKind.COUNT, "best_of"),
+    **_each(ParameterKind.LOGPROBS, "logprobs"),
 }
 _RESPONSES = {
     **_OPENAI_COMMON,
-    **_each(Kind.ITEMS, "input"),
-    **_each(Kind.TEXT, "instructions truncation cache_salt"),
-    **_each(Kind.INTEGER, "max_output_tokens max_tool_calls top_k seed"),
-    **_each(Kind.NUMBER, "min_p presence_penalty frequency_penalty repetition_penalty"),
-    **_each(Kind.OBJECT, "reasoning image"),
-    **_each(Kind.ARRAY, "include context_management access_programs"),
-    **_each(Kind.SWITCH, "include_reasoning skip_special_tokens include_stop_str_in_output"),
-    **_each(Kind.SWITCH, "ignore_eos watermarking"),
-    **_each(Kind.BIAS, "logit_bias"),
-    **_each(Kind.STOP, "stop"),
-    **_each(Kind.TOKEN_IDS, "stop_token_ids"),
-    **_each(Kind.TEXT_FORMAT, "text"),
-    **_each(Kind.STRUCTURED, "structured_outputs"),
-    **_each(Kind.TEMPLATE_KWARGS, "chat_template_kwargs"),
+    **_each(ParameterKind.ITEMS, "input"),
+    **_each(ParameterKind.TEXT, "instructions truncation cache_salt"),
+    **_each(ParameterKind.INTEGER, "max_output_tokens max_tool_calls top_k seed"),
+    **_each(ParameterKind.NUMBER, "min_p presence_penalty frequency_penalty repetition_penalty"),
+    **_each(ParameterKind.OBJECT, "reasoning image"),
+    **_each(ParameterKind.ARRAY, "include context_management access_programs"),
+    **_each(
+        ParameterKind.SWITCH, "include_reasoning skip_special_tokens include_stop_str_in_output"
+    ),
+    **_each(ParameterKind.SWITCH, "ignore_eos watermarking"),
+    **_each(ParameterKind.BIAS, "logit_bias"),
+    **_each(ParameterKind.STOP, "stop"),
+    **_each(ParameterKind.TOKEN_IDS, "stop_token_ids"),
+    **_each(ParameterKind.TEXT_FORMAT, "text"),
+    **_each(ParameterKind.STRUCTURED, "structured_outputs"),
+    **_each(ParameterKind.TEMPLATE_KWARGS, "chat_template_kwargs"),
 }
 _POOLING = (
-    _each(Kind.TEXT, "model user padding truncation_side cache_salt")
-    | _each(Kind.INTEGER, "truncate_prompt_tokens")
-    | _each(Kind.SWITCH, "use_activation")
-    | _each(Kind.TEMPLATE_KWARGS, "chat_template_kwargs")
+    _each(ParameterKind.TEXT, "model user padding truncation_side cache_salt")
+    | _each(ParameterKind.INTEGER, "truncate_prompt_tokens")
+    | _each(ParameterKind.SWITCH, "use_activation")
+    | _each(ParameterKind.TEMPLATE_KWARGS, "chat_template_kwargs")
 )
 _EMBEDDINGS = {
     **_POOLING,
-    **_each(Kind.EMBEDDED, "input"),
-    **_each(Kind.MESSAGES, "messages"),
-    **_each(Kind.INTEGER, "dimensions"),
-    **_each(Kind.ENCODING, "encoding_format"),
-    **_each(Kind.TEXT, "embed_dtype endianness"),
-    **_each(Kind.SWITCH, "add_special_tokens add_generation_prompt continue_final_message"),
+    **_each(ParameterKind.EMBEDDED, "input"),
+    **_each(ParameterKind.MESSAGES, "messages"),
+    **_each(ParameterKind.INTEGER, "dimensions"),
+    **_each(ParameterKind.ENCODING, "encoding_format"),
+    **_each(ParameterKind.TEXT, "embed_dtype endianness"),
+    **_each(
+        ParameterKind.SWITCH, "add_special_tokens add_generation_prompt continue_final_message"
+    ),
 }
 _SCORING = {
     **_POOLING,
-    **_each(Kind.INTEGER, "max_tokens_per_query max_tokens_per_doc"),
-    **_each(Kind.TEXT, "instruction"),
+    **_each(ParameterKind.INTEGER, "max_tokens_per_query max_tokens_per_doc"),
+    **_each(ParameterKind.TEXT, "instruction"),
 }
 _SCORE = {
     **_SCORING,
-    **_each(Kind.SCORED, "data_1 data_2 text_1 text_2 queries documents items"),
+    **_each(ParameterKind.SCORED, "data_1 data_2 text_1 text_2 queries documents items"),
 }
 _RERANK = {
     **_SCORING,
-    **_each(Kind.SCORED, "query documents"),
-    **_each(Kind.INTEGER, "top_n max_chunks_per_doc"),
-    **_each(Kind.SWITCH, "return_documents"),
+    **_each(ParameterKind.SCORED, "query documents"),
+    **_each(ParameterKind.INTEGER, "top_n max_chunks_per_doc"),
+    **_each(ParameterKind.SWITCH, "return_documents"),
 }
-PARAMETERS: dict[str, dict[str, Kind]] = {
+PARAMETERS: dict[str, dict[str, ParameterKind]] = {
     "/v1/chat/completions": _CHAT,
     "/v1/completions": _COMPLETIONS,
     "/v1/responses": _RESPONSES,

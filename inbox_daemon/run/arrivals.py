@@ -15,15 +15,15 @@ from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.engine.base import Reply
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.commit import Committer
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.commit import GroupCommit
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.line import output_line
 from inbox_daemon.run import dead_letters
 from inbox_daemon.run.attempts import Arrival, Flight
-from inbox_daemon.run.dead_letters import Burial, Grave
+from inbox_daemon.run.dead_letters import DeadRequest, SetAside
 from inbox_daemon.run.outcomes import Action, Verdict
-from inbox_daemon.run.poison import Hunt, Suspect
+from inbox_daemon.run.poison import Bisection, Suspect
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +37,18 @@ DOUBT_BASE_S = 10.0
 DOUBT_CAP_S = 600.0
 
 
-class Collector:
+class Arrivals:
     """Applies verdicts to the running jobs."""
 
-    def __init__(self, config: Config, queue: JobQueue, hunt: Hunt, committer: Committer) -> None:
+    def __init__(
+        self, config: Config, queue: ActiveJobs, hunt: Bisection, committer: GroupCommit
+    ) -> None:
         """Start with no suspects but those of the hunt that was going on."""
         self._config, self._queue = config, queue
         self._hunt, self._committer = hunt, committer
         self._rng = random.Random()  # noqa: S311 - jitter is no secret
         # Who has died alone before the last answer, and who since, condemned or not yet.
-        self._known, self._unanswered, self._condemned = set(hunt.deaths), set[Suspect](), 0
+        self._known, self._unanswered, self._poisonous = set(hunt.deaths), set[Suspect](), 0
         self._refused: dict[Suspect, tuple[float, int]] = {}
         self._refusals_in_a_row = 0
         self._served_at = 0.0
@@ -78,7 +80,7 @@ class Collector:
         elif verdict.action is Action.RESULT and arrival.reply is not None:
             self._succeed(flight, verdict, arrival.reply)
         elif verdict.action is Action.DEAD:
-            self._bury_tried(flight, verdict)
+            self._set_aside_tried(flight, verdict)
         else:
             self._fail(flight, verdict)
 
@@ -89,7 +91,7 @@ class Collector:
         )
         flight.run.succeed(flight.ordinal, line, verdict.tokens)
         if self._unanswered:
-            self._known, self._unanswered, self._condemned = set(self._hunt.deaths), set(), 0
+            self._known, self._unanswered, self._poisonous = set(self._hunt.deaths), set(), 0
         self._served(flight)
         self._ended()
 
@@ -104,7 +106,7 @@ class Collector:
         run = flight.run
         history = dead_letters.charge(run.retries.get(flight.line), verdict, time.time())
         if history.failures >= (run.record.max_attempts or self._config.run.max_attempts):
-            self._bury_tried(flight, verdict)
+            self._set_aside_tried(flight, verdict)
             return
         # Exponential with full jitter, so that retries do not come back as one wave.
         delay = self._rng.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**history.failures))
@@ -115,8 +117,8 @@ class Collector:
 
         Nothing more is sent for a while.  If requests that are sent afterwards are
         answered, it is the request that is refused, as by a gateway's filter, and after
-        its attempts it is buried; until then nobody is charged.  Where nothing else is left
-        to be sent, the runner asks the server, and `vouch` takes the answer.
+        its attempts it is made; until then nobody is charged.  Where nothing else is left
+        to be sent, the runner asks the server, and `note_accepted` takes the answer.
         """
         now, suspect = time.monotonic(), _suspect(flight)
         first, count = self._refused.get(suspect, (now, 0))
@@ -125,7 +127,7 @@ class Collector:
             self._refused.pop(suspect, None)
             if not self._refused:
                 self.problem, self._refusals_in_a_row = None, 0
-            self._bury_tried(flight, verdict)
+            self._set_aside_tried(flight, verdict)
             return
         self._refused[suspect] = first, count + 1
         self.in_doubt = verdict.http_status
@@ -140,15 +142,15 @@ class Collector:
         )
         log.warning("engine_refuses", extra={"status": verdict.http_status, "code": verdict.code})
 
-    def only_refused(self, runs: list[JobRun]) -> bool:
+    def only_refused(self, runs: list[RunningJob]) -> bool:
         """Say whether nothing is left to be sent but what was refused."""
         return all(run.left == self._refused_of(run) for run in runs)
 
-    def _refused_of(self, run: JobRun) -> int:
+    def _refused_of(self, run: RunningJob) -> int:
         mine = (line for job_id, line in self._refused if job_id == run.record.id)
         return sum(map(run.is_open, mine))
 
-    def vouch(self, status: int) -> None:
+    def note_accepted(self, status: int) -> None:
         """Take note that the server accepts us, after a refusal with that status.
 
         Some list their models to everybody.  So of one that does not know us (401, 407)
@@ -163,35 +165,35 @@ class Collector:
 
     # -- dead letters ---------------------------------------------------------------
 
-    def _grave(self, run: JobRun, ordinal: int) -> Grave:
+    def _dead_request(self, run: RunningJob, ordinal: int) -> DeadRequest:
         raw = run.input.read(ordinal, self._config.limits.max_line_bytes)
-        return Grave(run.record, run.input.line_of(ordinal), raw)
+        return DeadRequest(run.record, run.input.line_of(ordinal), raw)
 
-    def _bury_tried(self, flight: Flight, verdict: Verdict) -> None:
-        grave = self._grave(flight.run, flight.ordinal)
+    def _set_aside_tried(self, flight: Flight, verdict: Verdict) -> None:
+        dead = self._dead_request(flight.run, flight.ordinal)
         history = dead_letters.charge(flight.run.retries.get(flight.line), verdict, time.time())
-        buried = dead_letters.bury(grave, verdict, verdict.reason, history, time.time())
-        self._bury(flight.run, flight.ordinal, buried)
+        made = dead_letters.make_letter(dead, verdict, verdict.reason, history, time.time())
+        self._set_aside(flight.run, flight.ordinal, made)
 
-    def bury_invalid(self, run: JobRun, ordinal: int, fault: Fault) -> None:
+    def set_aside_invalid(self, run: RunningJob, ordinal: int, fault: Fault) -> None:
         """End a line that is no request."""
-        buried = dead_letters.bury_invalid(self._grave(run, ordinal), fault, time.time())
-        self._bury(run, ordinal, buried)
+        made = dead_letters.make_invalid(self._dead_request(run, ordinal), fault, time.time())
+        self._set_aside(run, ordinal, made)
 
-    def bury_ended(self, run: JobRun, ordinal: int, reason: DeadReason) -> None:
+    def set_aside_ended(self, run: RunningJob, ordinal: int, reason: DeadReason) -> None:
         """End a request whose job was cancelled or has expired."""
         fault = run.invalid.get(run.input.line_of(ordinal))
         if fault is not None:
-            self.bury_invalid(run, ordinal, fault)
+            self.set_aside_invalid(run, ordinal, fault)
             return
         history = run.retries.get(run.input.line_of(ordinal))
-        grave = self._grave(run, ordinal)
-        self.clear((run.record.id, grave.line))
-        self._bury(run, ordinal, dead_letters.bury_ended(grave, reason, history, time.time()))
+        dead = self._dead_request(run, ordinal)
+        self.clear((run.record.id, dead.line))
+        self._set_aside(run, ordinal, dead_letters.make_ended(dead, reason, history, time.time()))
 
-    def _bury(self, run: JobRun, ordinal: int, buried: Burial) -> None:
-        run.bury(ordinal, buried.output, buried.letter, retryable=buried.retryable)
-        letter = buried.letter
+    def _set_aside(self, run: RunningJob, ordinal: int, made: SetAside) -> None:
+        run.set_aside(ordinal, made.output, made.letter, retryable=made.retryable)
+        letter = made.letter
         fields = {"job": letter.job, "line": letter.line, "reason": letter.reason.value}
         log.debug("dead_letter", extra=fields | {"code": letter.code})
         self._ended()
@@ -215,9 +217,9 @@ class Collector:
         for (job_id, line), deaths in poison.items():
             run = self.run_of(job_id)
             if run is not None and run.is_open(line):
-                self._bury_poison(run, run.input.ordinal_of(line), deaths)
-                self._condemned += (job_id, line) in self._unanswered
-                self._doubt_engine(self._condemned)
+                self._set_aside_poison(run, run.input.ordinal_of(line), deaths)
+                self._poisonous += (job_id, line) in self._unanswered
+                self._doubt_engine(self._poisonous)
         self.put_off()
 
     def put_off(self) -> None:
@@ -239,7 +241,7 @@ class Collector:
                 self._committer.hunt_changed = True
                 self.put_off()
 
-    def left_to_try(self, runs: list[JobRun]) -> JobRun | None:
+    def left_to_try(self, runs: list[RunningJob]) -> RunningJob | None:
         """A job that has nothing left but requests that the hunt has put off."""
         waiting = Counter(job_id for job_id, _ in self._hunt.put_off)
         if not waiting:
@@ -249,7 +251,7 @@ class Collector:
             (r for r in runs if 0 < waiting[r.record.id] == r.left - self._refused_of(r)), None
         )
 
-    def recall(self, run: JobRun) -> None:
+    def recall(self, run: RunningJob) -> None:
         """Try the requests of that job again that were put off; nothing else may fly."""
         self._hunt.recall(run.record.id)
         self._committer.hunt_changed = True
@@ -271,17 +273,17 @@ class Collector:
             f"alone: look at the engine and the GPU; the next one is tried in {pause_s:.0f} s"
         )
 
-    def _bury_poison(self, run: JobRun, ordinal: int, deaths: int) -> None:
-        run.claim_suspect(ordinal)
-        grave = self._grave(run, ordinal)
-        history = run.retries.get(grave.line)
-        buried = dead_letters.bury_poison(grave, deaths, history, time.time())
-        self._bury(run, ordinal, buried)
+    def _set_aside_poison(self, run: RunningJob, ordinal: int, deaths: int) -> None:
+        run.take_suspect(ordinal)
+        dead = self._dead_request(run, ordinal)
+        history = run.retries.get(dead.line)
+        made = dead_letters.make_poison(dead, deaths, history, time.time())
+        self._set_aside(run, ordinal, made)
 
     def clear(self, suspect: Suspect) -> None:
         """Take a request that is gone out of the hunt."""
         if suspect in self._hunt.deaths or self._hunt:
-            self._hunt.drop(suspect)
+            self._hunt.forget(suspect)
             self._committer.hunt_changed = self._committer.hunt_changed or not self._hunt
 
     def _survived(self, suspect: Suspect) -> None:
@@ -290,7 +292,7 @@ class Collector:
             self._hunt.answered(suspect, time.time())
             self._committer.hunt_changed = self._committer.hunt_changed or not self._hunt
 
-    def run_of(self, job_id: str) -> JobRun | None:
+    def run_of(self, job_id: str) -> RunningJob | None:
         """The running job of that id."""
         entry = self._queue.entries.get(job_id)
         return entry.run if entry else None

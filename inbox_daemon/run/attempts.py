@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from inbox_daemon.engine.base import Engine, Reply
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.line import Request, engine_body, request_id
 from inbox_daemon.run.outcomes import Action, Verdict, judge
 
@@ -29,7 +29,7 @@ class Flight(NamedTuple):
     A tuple like Arrival, because a frozen dataclass takes thrice as long to make.
     """
 
-    run: JobRun
+    run: RunningJob
     ordinal: int
     line: int
     custom_id: str
@@ -73,7 +73,7 @@ class Attempts:
         current = self._engine.info.generation
         return any(count for made, count in self._flying.items() if made != current)
 
-    def launch(self, run: JobRun, ordinal: int, request: Request, target: Target) -> None:
+    def launch(self, run: RunningJob, ordinal: int, request: Request, target: Target) -> None:
         """Start one attempt."""
         line, now = run.input.line_of(ordinal), time.monotonic()
         flight = Flight(run, ordinal, line, request.custom_id, target.generation, now)
@@ -96,7 +96,7 @@ class Attempts:
             self._flying[arrival.flight.generation] -= 1
         return arrived
 
-    def abort(self, run: JobRun) -> None:
+    def abort(self, run: RunningJob) -> None:
         """Abandon the flights of one job; they arrive without a verdict."""
         for task, flight in list(self._tasks.items()):
             if flight.run is run:

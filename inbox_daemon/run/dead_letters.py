@@ -20,7 +20,7 @@ _MAX_TEXT = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Burial:
+class SetAside:
     """A dead letter with its line for errors.jsonl.
 
     `retryable` says whether the request may stand in retry.jsonl: a line that never
@@ -33,7 +33,7 @@ class Burial:
 
 
 @dataclass(frozen=True, slots=True)
-class Grave:
+class DeadRequest:
     """Whose dead letter it is: the job, the line and what the line said."""
 
     job: JobRecord
@@ -55,19 +55,23 @@ class Grave:
         return self.raw[:_MAX_TEXT].decode("utf-8", "replace")
 
 
-def bury(
-    grave: Grave, verdict: Verdict, reason: DeadReason, history: RetryRecord | None, now: float
-) -> Burial:
+def make_letter(
+    dead: DeadRequest,
+    verdict: Verdict,
+    reason: DeadReason,
+    history: RetryRecord | None,
+    now: float,
+) -> SetAside:
     """Make the dead letter of a request that was tried.
 
     `history` holds its failed attempts, this last one included if it was charged.
     """
-    request = grave.parsed()
+    request = dead.parsed()
     letter = DeadLetter(
-        job_id=grave.job.id,
-        job=grave.job.name,
-        custom_id=custom_id_of(grave.raw),
-        line=grave.line,
+        job_id=dead.job.id,
+        job=dead.job.name,
+        custom_id=custom_id_of(dead.raw),
+        line=dead.line,
         reason=reason,
         code=verdict.code or reason.value,
         message=verdict.message,
@@ -78,36 +82,40 @@ def bury(
         request=request,
     )
     output = error_line(
-        grave.job.id, grave.line, letter.custom_id, reason.value, verdict.message, verdict.response
+        dead.job.id, dead.line, letter.custom_id, reason.value, verdict.message, verdict.response
     )
-    return Burial(letter, output)
+    return SetAside(letter, output)
 
 
-def bury_invalid(grave: Grave, fault: Fault, now: float) -> Burial:
+def make_invalid(dead: DeadRequest, fault: Fault, now: float) -> SetAside:
     """Make the dead letter of a line that is no valid request."""
     verdict = Verdict(action=Action.DEAD, code=fault.code, message=fault.message)
-    buried = bury(grave, verdict, DeadReason.INVALID_REQUEST, None, now)
-    letter = buried.letter.model_copy(update={"redrivable": False})
-    return Burial(letter, buried.output, retryable=False)
+    made = make_letter(dead, verdict, DeadReason.INVALID_REQUEST, None, now)
+    letter = made.letter.model_copy(update={"redrivable": False})
+    return SetAside(letter, made.output, retryable=False)
 
 
-def bury_poison(grave: Grave, deaths: int, history: RetryRecord | None, now: float) -> Burial:
+def make_poison(
+    dead: DeadRequest, deaths: int, history: RetryRecord | None, now: float
+) -> SetAside:
     """Make the dead letter of a request that kills the engine."""
     message = f"the engine died {deaths} times while this request alone was running"
     verdict = Verdict(action=Action.DEAD, code="poison", message=message)
     charged = charge(history, verdict, now)
     charged = charged.model_copy(update={"failures": charged.failures + deaths - 1})
-    return bury(grave, verdict, DeadReason.POISON, charged, now)
+    return make_letter(dead, verdict, DeadReason.POISON, charged, now)
 
 
-def bury_ended(grave: Grave, reason: DeadReason, history: RetryRecord | None, now: float) -> Burial:
+def make_ended(
+    dead: DeadRequest, reason: DeadReason, history: RetryRecord | None, now: float
+) -> SetAside:
     """Make the dead letter of a request that is not run any more: cancelled or expired."""
     message = {
         DeadReason.CANCELLED: "the job was cancelled before this request was answered",
         DeadReason.EXPIRED: "the job expired before this request was answered",
     }[reason]
     verdict = Verdict(action=Action.DEAD, code=f"batch_{reason.value}", message=message)
-    return bury(grave, verdict, reason, history, now)
+    return make_letter(dead, verdict, reason, history, now)
 
 
 def charge(history: RetryRecord | None, verdict: Verdict, now: float) -> RetryRecord:

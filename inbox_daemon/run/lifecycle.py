@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.jobs import recovery
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool
 
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 # A job that is more urgent by so many levels does not wait for the ones that run.
 MORE_URGENT = 0.5
 
-Publish = Callable[[JobRun], Awaitable[None]]
+Publish = Callable[[RunningJob], Awaitable[None]]
 
 
-class JobLife:
+class Lifecycle:
     """Starts, ends and publishes the jobs of a queue."""
 
     def __init__(
         self,
         spool: Spool,
         ledger: Ledger,
-        queue: JobQueue,
+        queue: ActiveJobs,
         publish: Publish,
         beside: Callable[[Awaitable[None]], None],
     ) -> None:
@@ -50,7 +50,7 @@ class JobLife:
 
     # -- start ----------------------------------------------------------------------
 
-    def start_next(self, running: list[JobRun], *, room: bool) -> None:
+    def start_next(self, running: list[RunningJob], *, room: bool) -> None:
         """Begin the next job while the last one's tail runs, or a more urgent one at once.
 
         `running` are the jobs that may run, `room` says whether more may be in flight.
@@ -75,7 +75,7 @@ class JobLife:
         try:
             await asyncio.to_thread(self._spool.start, record.id)
             await self._update(record.id, in_progress_at=time.time())
-            run = await asyncio.to_thread(JobRun, record, self._spool, self._ledger)
+            run = await asyncio.to_thread(RunningJob, record, self._spool, self._ledger)
         except recovery.DAMAGE as error:
             await self._set_aside(record, error)
             return
@@ -87,7 +87,7 @@ class JobLife:
 
     async def _set_aside(self, record: JobRecord, error: Exception) -> None:
         """Give up a job whose files are damaged; the others are not concerned."""
-        note = await asyncio.to_thread(recovery.set_aside, record, self._spool, error)
+        note = await asyncio.to_thread(recovery.quarantine_job, record, self._spool, error)
         await asyncio.to_thread(self._ledger.forget, record.id)
         self._queue.remove(record.id)
         self._queue.note(note)
@@ -131,7 +131,7 @@ class JobLife:
                 self._publishing.add(run.record.id)
                 self._beside(self._publish_one(run))
 
-    async def _publish_one(self, run: JobRun) -> None:
+    async def _publish_one(self, run: RunningJob) -> None:
         async with self._records:
             try:
                 await self._publish(run)

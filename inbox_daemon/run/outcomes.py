@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from inbox_daemon.contract.records import DeadReason, Tokens
-from inbox_daemon.engine.base import Fault, FaultKind, Reply
+from inbox_daemon.engine.base import NoReply, NoReplyKind, Reply
 from inbox_daemon.request.json_guard import WRITABLE_DEPTH, nests_deeper
 
 _MAX_MESSAGE = 2000
@@ -51,9 +51,9 @@ class Verdict(NamedTuple):
     response: dict[str, Any] | None = None
 
 
-def judge(reply: Reply | Fault) -> Verdict:
+def judge(reply: Reply | NoReply) -> Verdict:
     """Apply the table."""
-    if isinstance(reply, Fault):
+    if isinstance(reply, NoReply):
         return _judge_fault(reply)
     if 200 <= reply.status < 300:  # noqa: PLR2004 - the class of HTTP's success codes
         return _judge_success(reply)
@@ -85,8 +85,8 @@ def _reason(status: int) -> DeadReason:
     return DeadReason.TIMEOUT if status == 408 else DeadReason.MAX_ATTEMPTS  # noqa: PLR2004
 
 
-def _judge_fault(fault: Fault) -> Verdict:
-    timeout = fault.kind is FaultKind.TIMEOUT
+def _judge_fault(fault: NoReply) -> Verdict:
+    timeout = fault.kind is NoReplyKind.TIMEOUT
     return Verdict(
         action=Action.PROBE,
         reason=DeadReason.TIMEOUT if timeout else DeadReason.MAX_ATTEMPTS,

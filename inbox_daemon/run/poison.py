@@ -28,7 +28,7 @@ Suspect = tuple[str, int]
 
 
 @dataclass(slots=True)
-class Hunt:
+class Bisection:
     """Who is suspected, and of what.
 
     `groups` are still to be tried, the newest last.  `put_off` has those that died alone:
@@ -100,11 +100,11 @@ class Hunt:
         """Clear a suspect that was answered: whatever died around it died by chance."""
         died_alone = suspect in self.deaths
         hunting = bool(self.groups)
-        self.drop(suspect)
+        self.forget(suspect)
         if died_alone or (hunting and not self.groups and not self.blamed):
             self.chances = [at for at in self.chances if now - at < CHANCE_S] + [now]
 
-    def drop(self, suspect: Suspect) -> None:
+    def forget(self, suspect: Suspect) -> None:
         """Forget a suspect whose request is gone, and any group that is empty."""
         self.deaths.pop(suspect, None)
         for group in (*self.groups, self.put_off):
@@ -135,7 +135,7 @@ class Hunt:
     def keep(self, open_suspects: set[Suspect]) -> None:
         """Drop whoever is not open any more, as after the daemon was started anew."""
         for suspect in (self.suspects | self.deaths.keys()) - open_suspects:
-            self.drop(suspect)
+            self.forget(suspect)
 
     def dump(self) -> bytes | None:
         """The stored form; None when there is nothing to store."""
@@ -145,7 +145,7 @@ class Hunt:
         return orjson.dumps(stored)
 
     @classmethod
-    def load(cls, data: bytes | None) -> "Hunt":
+    def load(cls, data: bytes | None) -> "Bisection":
         """Read the stored form, also that of a version which put nobody off."""
         if data is None:
             return cls()

@@ -18,23 +18,23 @@ from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.engine.base import Engine, EngineState
 from inbox_daemon.gpu.governor import Governor
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.commit import HUNT, Committer
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.commit import HUNT, GroupCommit
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.faults import LineFaultError
 from inbox_daemon.request.line import parse_request
-from inbox_daemon.run.arrivals import Collector
+from inbox_daemon.run.arrivals import Arrivals
 from inbox_daemon.run.attempts import Attempts, Target
-from inbox_daemon.run.lifecycle import JobLife, Publish
-from inbox_daemon.run.poison import Hunt
+from inbox_daemon.run.lifecycle import Lifecycle, Publish
+from inbox_daemon.run.poison import Bisection
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger(__name__)
 
 # A job that is ended early buries its requests so many at a time, and the loop turns.
-BURIALS = 500
-# So many requests are launched, or lines buried that are none, before the loop turns.
+SET_ASIDE_AT_ONCE = 500
+# So many requests are launched, or lines made that are none, before the loop turns.
 LAUNCHES = 1000
 
 
@@ -46,7 +46,7 @@ class Runner:
         config: Config,
         spool: Spool,
         ledger: Ledger,
-        queue: JobQueue,
+        queue: ActiveJobs,
         engine: Engine,
         governor: Governor,
         publish: Publish,
@@ -55,12 +55,12 @@ class Runner:
         self._config, self._queue = config, queue
         self._engine, self._governor = engine, governor
         self._wake = asyncio.Event()
-        self._hunt = Hunt.load(ledger.get_state(HUNT))
+        self._hunt = Bisection.load(ledger.get_state(HUNT))
         self._attempts = Attempts(engine, config.run.request_timeout_s, self._wake.set)
-        self._committer = Committer(config.run, queue, ledger, self._hunt)
-        self.collector = Collector(config, queue, self._hunt, self._committer)
+        self._committer = GroupCommit(config.run, queue, ledger, self._hunt)
+        self.collector = Arrivals(config, queue, self._hunt, self._committer)
         self._background: set[asyncio.Future[None]] = set()
-        self.jobs = JobLife(spool, ledger, queue, publish, self._in_the_background)
+        self.jobs = Lifecycle(spool, ledger, queue, publish, self._in_the_background)
         self._draining = False
         self.paused: str | None = None
         # Whether the window was all that kept requests back at the last admission.
@@ -157,7 +157,7 @@ class Runner:
 
     async def _ask(self, status: int) -> None:
         if await self._engine.accepts_us():
-            self.collector.vouch(status)
+            self.collector.note_accepted(status)
 
     # -- admit ----------------------------------------------------------------------
 
@@ -192,14 +192,14 @@ class Runner:
         held = self.collector.hold_until > time.monotonic()
         return not held and self._engine.info.state is EngineState.READY
 
-    def _admittable(self) -> list[JobRun]:
+    def _admittable(self) -> list[RunningJob]:
         return [
             run
             for run in self._queue.runs(time.time())
             if run.record.ending is None and not self._queue.is_paused(run.record)
         ]
 
-    def _admit_from(self, run: JobRun, room: int) -> int:
+    def _admit_from(self, run: RunningJob, room: int) -> int:
         now, turns, target = time.monotonic(), 0, self._target()
         while room > 0 and turns < LAUNCHES and (ordinal := run.next_ordinal(now)) is not None:
             room -= self._launch(run, ordinal, target)
@@ -208,7 +208,7 @@ class Runner:
             self.wake()
         return room
 
-    def _admit_chunk(self, run: JobRun) -> None:
+    def _admit_chunk(self, run: RunningJob) -> None:
         """Admit the next chunk before the last one is spent, so that nobody waits for it."""
         if run.fully_admitted or run.admitting or run.startable > self._governor.window:
             return
@@ -222,10 +222,10 @@ class Runner:
             run = self.collector.run_of(job_id)
             if run is None or not run.is_open(line):
                 self.collector.clear((job_id, line))
-            elif run.claim_suspect(run.input.ordinal_of(line)):
+            elif run.take_suspect(run.input.ordinal_of(line)):
                 self._launch(run, run.input.ordinal_of(line), self._target())
 
-    def _launch(self, run: JobRun, ordinal: int, target: Target) -> int:
+    def _launch(self, run: RunningJob, ordinal: int, target: Target) -> int:
         """Send one request, or bury a line that is none; return how many are in flight."""
         fault = run.invalid.get(run.input.line_of(ordinal))
         if fault is None:
@@ -237,7 +237,7 @@ class Runner:
             else:
                 self._attempts.launch(run, ordinal, request, target)
                 return 1
-        self.collector.bury_invalid(run, ordinal, fault)
+        self.collector.set_aside_invalid(run, ordinal, fault)
         return 0
 
     def _target(self) -> Target:
@@ -255,19 +255,19 @@ class Runner:
             if record.ending is None:
                 self.jobs.expire(record)
             elif run is not None:
-                self._bury_rest(run, record.ending)
+                self._set_aside_rest(run, record.ending)
             elif not self._draining:
                 self.jobs.start(record)
 
-    def _bury_rest(self, run: JobRun, reason: DeadReason) -> None:
+    def _set_aside_rest(self, run: RunningJob, reason: DeadReason) -> None:
         if run.in_flight:
             self._attempts.abort(run)
             return
-        for _ in range(BURIALS):
+        for _ in range(SET_ASIDE_AT_ONCE):
             ordinal = run.next_open()
             if ordinal is None:
                 return
-            self.collector.bury_ended(run, ordinal, reason)
+            self.collector.set_aside_ended(run, ordinal, reason)
         self.wake()
 
     def _commit(self) -> None:

@@ -24,8 +24,8 @@ from inbox_daemon.intake.admission import Admission
 from inbox_daemon.intake.control import Controller
 from inbox_daemon.intake.loop import Intake
 from inbox_daemon.intake.redrive import Redriver
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish import retention
 from inbox_daemon.publish.folder import publish
@@ -33,7 +33,7 @@ from inbox_daemon.report.status import Reporter
 from inbox_daemon.request.validation import Served
 from inbox_daemon.run.runner import Runner
 from inbox_daemon.service.stalls import Heartbeat, Turn
-from inbox_daemon.service.worker import Readings
+from inbox_daemon.service.worker import Worker
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Daemon:
     config: Config
     spool: Spool
     ledger: Ledger
-    queue: JobQueue
+    queue: ActiveJobs
     engine: Engine
     governor: Governor
     gpu: Gpu
@@ -62,7 +62,7 @@ class Daemon:
     runner: Runner = field(init=False)
     intake: Intake = field(init=False)
     reporter: Reporter = field(init=False)
-    _readings: Readings = field(init=False)
+    _readings: Worker = field(init=False)
     _heartbeat: Heartbeat = field(init=False)
     _reported_at: float = field(default_factory=time.monotonic)
     _notifier: sdnotify.SystemdNotifier = field(default_factory=sdnotify.SystemdNotifier)
@@ -89,7 +89,7 @@ class Daemon:
             self._on_change,
         )
         self.reporter = Reporter(self.config, self.queue, self.runner, self.intake, self.governor)
-        self._readings = Readings(
+        self._readings = Worker(
             self.config,
             self.spool,
             self.queue,
@@ -116,8 +116,8 @@ class Daemon:
         default = configured or (models[0] if models else None)
         return Served(default, frozenset(filter(None, [configured, *models])))
 
-    async def _publish(self, run: JobRun) -> None:
-        await self._readings.settle_energy()
+    async def _publish(self, run: RunningJob) -> None:
+        await self._readings.charge_now()
         record = run.record.model_copy(update={"energy_j": run.energy_j})
         record = await asyncio.to_thread(publish, record, self.spool, self.ledger)
         run.close()

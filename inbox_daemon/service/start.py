@@ -26,7 +26,7 @@ from inbox_daemon.engine import open_engine
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.gpu.nvml import open_gpu
 from inbox_daemon.intake.control import load_paused
-from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.service.daemon import Daemon
@@ -89,7 +89,7 @@ def serve(config: Config) -> None:
     log.info("stopped")
 
 
-async def _main(config: Config, spool: Spool, ledger: Ledger, queue: JobQueue) -> None:
+async def _main(config: Config, spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
     changed = asyncio.Event()
     daemon = Daemon(
         config=config,

@@ -21,7 +21,7 @@ from inbox_daemon.gpu.energy import EnergyAccounts
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.gpu.nvml import Gpu, GpuSample
 from inbox_daemon.intake.loop import Intake
-from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.report.status import Reporter
 from inbox_daemon.run.runner import Runner
 from inbox_daemon.service.stalls import HangDetector
@@ -36,12 +36,12 @@ DISK_TICK_S = 2.0
 
 
 @dataclass(slots=True)
-class Readings:
+class Worker:
     """The loops; each runs until it is cancelled."""
 
     config: Config
     spool: Spool
-    queue: JobQueue
+    queue: ActiveJobs
     engine: Engine
     governor: Governor
     gpu: Gpu
@@ -80,7 +80,7 @@ class Readings:
                 self._take_gpu(await self._sample_gpu())
             await asyncio.sleep(GPU_TICK_S)
 
-    async def settle_energy(self) -> None:
+    async def charge_now(self) -> None:
         """Charge what was used since the last reading, so that a short job is charged too."""
         if self.reporter.gpu is not None and self.reporter.gpu.healthy:
             with contextlib.suppress(TimeoutError):

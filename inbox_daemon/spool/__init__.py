@@ -30,12 +30,12 @@ to quarantine/ and is never removed.
 """
 
 from inbox_daemon.spool.inbox import STUCK, Inbox
-from inbox_daemon.spool.jobs import Jobs
+from inbox_daemon.spool.jobs import JobFolders
 from inbox_daemon.spool.layout import FOLDERS, holder_of
 from inbox_daemon.spool.rejected import Rejections
 
 __all__ = ["FOLDERS", "STUCK", "Spool", "holder_of"]
 
 
-class Spool(Inbox, Jobs, Rejections):
+class Spool(Inbox, JobFolders, Rejections):
     """One spool, by its root folder; its parts are in the modules of this package."""

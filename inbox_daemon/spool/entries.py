@@ -71,7 +71,7 @@ class Identity(NamedTuple):
     ino: int
 
 
-class Entry(NamedTuple):
+class DirEntry(NamedTuple):
     """One directory entry; `name` holds undecodable bytes as surrogate escapes."""
 
     name: str
@@ -90,7 +90,7 @@ class Scan(NamedTuple):
     """One folder at one moment: which folder it was, and all that lay in it."""
 
     identity: Identity
-    entries: list[Entry]
+    entries: list[DirEntry]
 
 
 def scan(folder: str | os.PathLike[str] | int) -> Scan:
@@ -113,7 +113,7 @@ def identity_of(descriptor: int) -> Identity:
     return Identity(status.st_dev, status.st_ino)
 
 
-def entries(descriptor: int) -> Iterator[Entry]:
+def entries(descriptor: int) -> Iterator[DirEntry]:
     """Read a folder one entry at a time, in no order, for folders too large to hold.
 
     Raises OSError: the directory cannot be read.
@@ -125,4 +125,4 @@ def entries(descriptor: int) -> Iterator[Entry]:
             except FileNotFoundError:  # taken away since the folder was read
                 continue
             kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.OTHER)
-            yield Entry(item.name, kind, Signature.of(status), status.st_uid, status.st_nlink)
+            yield DirEntry(item.name, kind, Signature.of(status), status.st_uid, status.st_nlink)

@@ -50,7 +50,7 @@ class Inbox(Layout):
         durable.sync_dir(self.claimed)
         return made
 
-    def drop_claim(self, job_id: str) -> None:
+    def discard_claim(self, job_id: str) -> None:
         """Remove a copy that is not wanted; its drop still lies in inbox/."""
         durable.remove_file(self.claim_path(job_id))
 
@@ -181,7 +181,7 @@ class Inbox(Layout):
                 if durable.same_content(aside, lane / aside.name):  # it was sent again
                     durable.remove_file(aside)
                 else:
-                    self.set_aside(aside)
+                    self.quarantine_path(aside)
         durable.remove_empty_dir(aside.parent)
 
     def remove_drop(self, name: str, priority: Priority) -> None:

@@ -10,7 +10,7 @@ from inbox_daemon.spool import durable
 from inbox_daemon.spool.outbox import Outbox
 
 
-class Jobs(Outbox):
+class JobFolders(Outbox):
     """What is done to accepted jobs."""
 
     def admit(self, job_id: str) -> JobState:

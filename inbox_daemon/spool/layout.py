@@ -94,7 +94,7 @@ class Layout:
         for lane in Priority:
             path = self.lane(lane)
             if path != self.inbox and os.path.lexists(path) and not _is_folder(path):
-                self.set_aside(path)
+                self.quarantine_path(path)
 
     def open_lane(self, priority: Priority) -> int:
         """Open a lane by way of no link, because senders may rename what lies in inbox/.
@@ -191,7 +191,7 @@ class Layout:
         """Where the folder that will be published is built."""
         return self.running / job_id / "outbox"
 
-    def set_aside(self, path: Path) -> Path:
+    def quarantine_path(self, path: Path) -> Path:
         """Move what cannot be understood to quarantine/; return where it is now."""
         target = self.quarantine / path.name
         number = 1

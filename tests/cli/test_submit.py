@@ -10,7 +10,7 @@ from builders import JOB_ID, job_record, make_spool, request
 from inbox_daemon.cli import submit
 from inbox_daemon.cli.submit import Dropped
 from inbox_daemon.contract import job_documents
-from inbox_daemon.contract.documents import Fault, JobStatus, Reason
+from inbox_daemon.contract.documents import Fault, JobStatus, Refusal
 from inbox_daemon.contract.errors import SenderError
 from inbox_daemon.contract.job_documents import pretty
 from inbox_daemon.contract.states import BatchStatus
@@ -124,7 +124,7 @@ def test_a_refusal_is_found(spool: Spool, file: str, sha256: str | None) -> None
     """A refusal ends the wait, also one that came before the file was read."""
     refuse(spool, file, sha256)
     found = submit.outcome(spool, DROPPED)
-    assert isinstance(found, Reason)
+    assert isinstance(found, Refusal)
     assert found.code == "too_large"
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import dead_letter, job_record
-from inbox_daemon.contract.records import DeadReason, Entry, JobRecord, Progress, RetryRecord
+from inbox_daemon.contract.records import DeadReason, JobRecord, OutcomeAt, Progress, RetryRecord
 from inbox_daemon.contract.states import Outcome
 
 
@@ -19,9 +19,9 @@ def test_an_entry_is_fourteen_bytes(
     retryable: bool,  # noqa: FBT001 - either way
 ) -> None:
     """Position, length and outcome of a line survive being packed, in as many bytes as promised."""
-    entry = Entry(offset, length, outcome, retryable)
+    entry = OutcomeAt(offset, length, outcome, retryable)
     assert len(entry.pack()) == 14
-    assert Entry.unpack(entry.pack()) == entry
+    assert OutcomeAt.unpack(entry.pack()) == entry
 
 
 def test_records_are_read_back_from_json() -> None:

@@ -35,7 +35,7 @@ from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.names import OUTPUT
 from inbox_daemon.contract.states import Priority
-from inbox_daemon.engine.base import Fault, Reply
+from inbox_daemon.engine.base import NoReply, Reply
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.intake.admission import Admission
 from inbox_daemon.intake.control import Controller, load_paused
@@ -43,7 +43,7 @@ from inbox_daemon.intake.loop import Intake
 from inbox_daemon.intake.redrive import Redriver
 from inbox_daemon.intake.watch import Watcher
 from inbox_daemon.jobs.recovery import recover
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish import retention
 from inbox_daemon.publish.folder import publish
@@ -101,7 +101,9 @@ class Answers(InertEngine):
         super().__init__(script.MODEL)
         self._sends = sends
 
-    async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+    async def send(
+        self, url: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Reply | NoReply:
         """Answer by what the request's text asks for."""
         custom_id, text = json.loads(body)["messages"][0]["content"].split(": ", 1)
         first = append_line(self._sends, custom_id)
@@ -213,7 +215,7 @@ class Flow:
         self.reporter = Reporter(self.config, self.queue, self.runner, self.intake, governor)
         self.info = engine.info
 
-    async def _publish(self, run: JobRun) -> None:
+    async def _publish(self, run: RunningJob) -> None:
         record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
         run.close()
         self.queue.remove(record.id)

@@ -9,8 +9,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from inbox_daemon.engine.base import Fault, FaultKind, Load, Reply
-from inbox_daemon.engine.client import Client, Health
+from inbox_daemon.engine.base import Load, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.client import Client, Probe
 from inbox_daemon.engine.load import parse_load
 from standin_process import CHAT, chat, echoed, running_standin
 
@@ -27,7 +27,7 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
         await client.close()
 
 
-async def ask(client: Client, text: str, timeout_s: float = LONG_S) -> Reply | Fault:
+async def ask(client: Client, text: str, timeout_s: float = LONG_S) -> Reply | NoReply:
     """Send a chat with this text."""
     return await client.post(CHAT, chat(text), "r-1", timeout_s)
 
@@ -46,15 +46,15 @@ async def test_a_request_is_answered_with_status_body_and_its_own_id(client: Cli
 async def test_a_broken_answer_is_a_connection_fault(client: Client, marker: str) -> None:
     """A reset, a truncated answer and a server that vanishes are all CONNECTION faults."""
     fault = await ask(client, marker)
-    assert isinstance(fault, Fault)
-    assert fault.kind is FaultKind.CONNECTION
+    assert isinstance(fault, NoReply)
+    assert fault.kind is NoReplyKind.CONNECTION
     assert fault.message
 
 
 async def test_an_answer_that_does_not_come_is_a_timeout(client: Client) -> None:
     """A request that hangs is a TIMEOUT fault after its own time, not a CONNECTION one."""
     fault = await ask(client, "[[hang]]", timeout_s=0.05)
-    assert fault == Fault(FaultKind.TIMEOUT, "no answer within 0.05 s")
+    assert fault == NoReply(NoReplyKind.TIMEOUT, "no answer within 0.05 s")
 
 
 async def test_a_server_that_lists_its_models_accepts_us(client: Client) -> None:
@@ -67,7 +67,7 @@ async def test_a_server_that_lists_its_models_accepts_us(client: Client) -> None
 async def test_an_answer_over_the_cap_is_a_fault(client: Client) -> None:
     """An answer larger than the cap is given up instead of held in memory."""
     fault = await ask(client, "[[big=200000]]")
-    assert fault == Fault(FaultKind.CONNECTION, "the answer is over 100000 bytes")
+    assert fault == NoReply(NoReplyKind.CONNECTION, "the answer is over 100000 bytes")
 
 
 async def test_an_error_status_is_a_reply(client: Client) -> None:
@@ -104,14 +104,16 @@ async def test_closing_ends_what_is_in_flight(client: Client) -> None:
         pass
     await client.close()
     faults = await asyncio.gather(*tasks)
-    assert {fault.kind for fault in faults if isinstance(fault, Fault)} == {FaultKind.CONNECTION}
+    assert {fault.kind for fault in faults if isinstance(fault, NoReply)} == {
+        NoReplyKind.CONNECTION
+    }
 
 
 async def test_a_closed_client_answers_with_faults(client: Client) -> None:
     """A request that comes too late is a fault, not an exception."""
     await client.close()
-    assert isinstance(await ask(client, "late"), Fault)
-    assert await client.health() is Health.GONE
+    assert isinstance(await ask(client, "late"), NoReply)
+    assert await client.health() is Probe.GONE
 
 
 async def test_a_request_may_be_cancelled(client: Client) -> None:
@@ -128,7 +130,7 @@ async def test_a_request_may_be_cancelled(client: Client) -> None:
 async def test_the_server_tells_what_it_is(client: Client) -> None:
     """Health, models, version and the load come from the server's own pages."""
     models = await client.models()
-    assert await client.health() is Health.ALIVE
+    assert await client.health() is Probe.ALIVE
     assert (models.names, models.max_model_len) == (("standin",), 2048)
     assert await client.version() == "0.0.standin"
     assert await client.load() == Load(0, 0, 0.0, 0, 0)
@@ -144,9 +146,9 @@ async def test_nobody_listening_is_gone(tmp_path: Path) -> None:
     """A socket that does not exist is a fault for a request and GONE for a look."""
     client = Client(f"unix:{tmp_path / 'none'}")
     fault = await ask(client, "hello")
-    assert isinstance(fault, Fault)
-    assert fault.kind is FaultKind.CONNECTION
-    assert await client.health() is Health.GONE
+    assert isinstance(fault, NoReply)
+    assert fault.kind is NoReplyKind.CONNECTION
+    assert await client.health() is Probe.GONE
     await client.close()
 
 
@@ -155,7 +157,7 @@ async def test_a_server_without_those_pages_is_alive_and_silent(tmp_path: Path) 
     path = tmp_path / "s"
     async with running_standin("--socket", str(path), "--bare"):
         client = Client(f"unix:{path}")
-        assert await client.health() is Health.ALIVE
+        assert await client.health() is Probe.ALIVE
         assert await client.load() == Load()
         assert await client.version() is None
         await client.close()
@@ -168,22 +170,22 @@ async def test_a_network_address_is_taken_with_and_without_v1(suffix: str) -> No
         address = await _address(process, suffix)
         client = Client(address)
         assert isinstance(await ask(client, "hello"), Reply)
-        assert await client.health() is Health.ALIVE
+        assert await client.health() is Probe.ALIVE
         await client.close()
 
 
 @pytest.mark.parametrize(
     ("answer", "health"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Health.ALIVE),
-        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", Health.SICK),
-        (b"HTTP/1.1 501 No\r\nContent-Length: 0\r\n\r\n", Health.ALIVE),
-        (b"this is not HTTP\r\n\r\n", Health.GONE),
-        (b"", Health.GONE),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Probe.ALIVE),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", Probe.SICK),
+        (b"HTTP/1.1 501 No\r\nContent-Length: 0\r\n\r\n", Probe.ALIVE),
+        (b"this is not HTTP\r\n\r\n", Probe.GONE),
+        (b"", Probe.GONE),
     ],
     ids=["ok", "sick", "no-such-method", "not-http", "closed"],
 )
-async def test_health_by_what_comes_back(tmp_path: Path, answer: bytes, health: Health) -> None:
+async def test_health_by_what_comes_back(tmp_path: Path, answer: bytes, health: Probe) -> None:
     """Each kind of answer to /health has its meaning, and none raises."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -209,8 +211,8 @@ async def test_bytes_that_are_not_http_are_a_fault(tmp_path: Path) -> None:
     server = await asyncio.start_unix_server(serve, tmp_path / "s")
     client = Client(f"unix:{tmp_path / 's'}")
     fault = await ask(client, "hello")
-    assert isinstance(fault, Fault)
-    assert fault.kind is FaultKind.CONNECTION
+    assert isinstance(fault, NoReply)
+    assert fault.kind is NoReplyKind.CONNECTION
     await client.close()
     server.close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from inbox_daemon.engine.base import EngineState, Fault, FaultKind, Reply
+from inbox_daemon.engine.base import EngineState, NoReply, NoReplyKind, Reply
 from inbox_daemon.engine.process.child import Launch
 from inbox_daemon.engine.process.servers import ChildServer
 from inbox_daemon.engine.supervisor import Supervisor
@@ -52,10 +52,10 @@ async def test_a_path_that_the_faster_form_lacks_brings_the_other(run: Run) -> N
         replies = await asyncio.gather(
             *(watched.engine.send("/v1/embeddings", EMBED, f"r-{n}", 30) for n in range(20))
         )
-        assert {reply.kind for reply in replies if isinstance(reply, Fault)} == {
-            FaultKind.CONNECTION
+        assert {reply.kind for reply in replies if isinstance(reply, NoReply)} == {
+            NoReplyKind.CONNECTION
         }
-        assert len([reply for reply in replies if isinstance(reply, Fault)]) == 20
+        assert len([reply for reply in replies if isinstance(reply, NoReply)]) == 20
         assert await watched.engine.lost(0)
         info = await watched.until(lambda info: info.state is EngineState.READY)
         assert (info.generation, info.restarts) == (1, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from inbox_daemon.contract.config import Config
 from inbox_daemon.engine import Timing
-from inbox_daemon.engine.base import EngineState, Fault, Reply
+from inbox_daemon.engine.base import EngineState, NoReply, Reply
 from standin_process import ask, ready, running_standin, supervised
 
 
@@ -38,7 +38,7 @@ async def test_no_configuration_is_told_and_waited_with(tmp_path: Path) -> None:
         assert info.state is EngineState.BACKOFF
         assert "no engine is configured; set [engine] model" in str(info.last_error)
         assert info.retry_in_s == pytest.approx(5, abs=1)
-        assert isinstance(await ask(watched, "hello"), Fault)
+        assert isinstance(await ask(watched, "hello"), NoReply)
 
 
 async def test_a_server_of_somebody_else_is_used_where_it_is(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from inbox_daemon.engine import RECORD_NAME, Timing
-from inbox_daemon.engine.base import EngineState, Fault, FaultKind, Reply
+from inbox_daemon.engine.base import EngineState, NoReply, NoReplyKind, Reply
 from inbox_daemon.engine.process.session import reap_orphans
 from standin_process import (
     QUICK,
@@ -64,7 +64,7 @@ async def test_a_request_before_ready_is_a_fault_at_once(tmp_path: Path) -> None
     async with supervised(standin_config(tmp_path, "--start-delay", "1000"), tmp_path) as watched:
         await watched.until(lambda info: info.state is EngineState.STARTING)
         fault = await ask(watched, "early")
-        assert fault == Fault(FaultKind.CONNECTION, "the engine is starting")
+        assert fault == NoReply(NoReplyKind.CONNECTION, "the engine is starting")
 
 
 async def test_an_engine_that_loads_is_ours_already(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ async def test_a_killed_engine_is_lost_and_started_again(tmp_path: Path) -> None
         first = await ready(watched)
         waiting = asyncio.create_task(ask(watched, "[[hang]]"))
         fault = await ask(watched, "[[kill]]")
-        assert isinstance(fault, Fault)
-        assert isinstance(await waiting, Fault)
+        assert isinstance(fault, NoReply)
+        assert isinstance(await waiting, NoReply)
         assert await watched.engine.lost(0)
         second = await ready(watched, generation=1)
         assert not set(first.pids) & set(second.pids)
@@ -156,7 +156,7 @@ async def test_a_hung_engine_is_killed_on_request(tmp_path: Path) -> None:
         assert watched.engine.info.generation == 1
         assert watched.engine.info.state is EngineState.BACKOFF
         fault = await hung
-        assert isinstance(fault, Fault)
+        assert isinstance(fault, NoReply)
         info = await ready(watched, generation=1)
         assert "no answer for a minute" in str(info.last_error)
         assert isinstance(await ask(watched, "again"), Reply)

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import config, job_record, make_spool, request
-from inbox_daemon.engine.base import Fault, Load, Reply
+from inbox_daemon.engine.base import Load, NoReply, Reply
 from inbox_daemon.engine.window import DEFAULT_WINDOW
 from inbox_daemon.gpu.governor import MIN_WINDOW, STEADY_READINGS, Change, Governor
-from inbox_daemon.gpu.heat import CALM_READINGS, Gate
+from inbox_daemon.gpu.heat import CALM_READINGS, GovernorState
 from inbox_daemon.gpu.nvml import THROTTLE_REASONS, GpuSample
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.run.runner import Runner
 from inert_engine import InertEngine
@@ -117,7 +117,7 @@ def test_sick_card_gives_others_no_memory_back() -> None:
     """A reading that failed says nothing of memory, so chunks stay as small as they were."""
     governed = governor(COMMAND)
     read(governed, GpuSample("card", others_percent=85), SILENT)
-    assert (governed.chunk_size, governed.state) == (1000, Gate.WARN)
+    assert (governed.chunk_size, governed.state) == (1000, GovernorState.WARN)
     assert governed.reasons == ["others use 85 % of the GPU's memory: a chunk holds 1000 requests"]
 
 
@@ -129,11 +129,13 @@ def test_throttling_for_heat_or_supply_shrinks_the_window(reason: str) -> None:
     change = governed.read_gpu(throttled)
     assert governed.window == DEFAULT_WINDOW // 2
     assert change is not None
-    assert (change.before, change.state) == (Gate.OPEN, Gate.SHRINK)
+    assert (change.before, change.state) == (GovernorState.OPEN, GovernorState.SHRINK)
     assert "the GPU slows itself down for" in change.reason
     calm = [governed.read_gpu(HEALTHY) for _ in range(CALM_READINGS)]
     assert calm[:-1] == [None] * (CALM_READINGS - 1)
-    assert calm[-1] == Change(Gate.OPEN, Gate.SHRINK, "all of the window is used", 5000)
+    assert calm[-1] == Change(
+        GovernorState.OPEN, GovernorState.SHRINK, "all of the window is used", 5000
+    )
     assert (governed.window, governed.reason) == (DEFAULT_WINDOW, None)
 
 
@@ -142,7 +144,11 @@ def test_power_cap_is_how_a_card_runs_at_its_limit(reason: str) -> None:
     """What does not ask for less work holds nothing back and is no reason for anything."""
     governed = governor(VLLM)
     assert governed.read_gpu(replace(HEALTHY, throttle_reasons=(reason,))) is None
-    assert (governed.window, governed.state, governed.reasons) == (DEFAULT_WINDOW, Gate.OPEN, [])
+    assert (governed.window, governed.state, governed.reasons) == (
+        DEFAULT_WINDOW,
+        GovernorState.OPEN,
+        [],
+    )
 
 
 def test_each_change_is_told_once_with_its_reason() -> None:
@@ -151,8 +157,16 @@ def test_each_change_is_told_once_with_its_reason() -> None:
     course = [60, 70, 82, 83, 84, 88, 89, 80, 76, 74, 60]
     changes = [governed.read_gpu(replace(HEALTHY, temperature_c=celsius)) for celsius in course]
     told = [change for change in changes if change is not None]
-    assert [change.state for change in told] == [Gate.SHRINK, Gate.CLOSED, Gate.OPEN]
-    assert [change.before for change in told] == [Gate.OPEN, Gate.SHRINK, Gate.CLOSED]
+    assert [change.state for change in told] == [
+        GovernorState.SHRINK,
+        GovernorState.CLOSED,
+        GovernorState.OPEN,
+    ]
+    assert [change.before for change in told] == [
+        GovernorState.OPEN,
+        GovernorState.SHRINK,
+        GovernorState.CLOSED,
+    ]
     words = [change.reason.partition(":")[0] for change in told]
     assert words[:2] == [
         "the GPU is at 82 °C, and above 80 °C it is spared",
@@ -165,7 +179,7 @@ def test_chunks_and_heat_are_both_told() -> None:
     governed = governor(VLLM)
     change = governed.read_gpu(GpuSample("card", others_percent=95, temperature_c=84))
     assert change is not None
-    assert (change.state, change.chunk_size) == (Gate.SHRINK, 500)
+    assert (change.state, change.chunk_size) == (GovernorState.SHRINK, 500)
     assert len(governed.reasons) == 2
     assert change.reason == "; ".join(governed.reasons)
 
@@ -186,11 +200,11 @@ def test_what_is_not_open_has_a_reason_and_what_changes_is_told(
 ) -> None:
     """Whatever is read, state and reasons agree, and the last change names the state."""
     governed = governor(sections)
-    state = Gate.OPEN
+    state = GovernorState.OPEN
     for sample in course:
         change = governed.read_gpu(sample)
-        assert (governed.state is Gate.OPEN) == (not governed.reasons)
-        assert governed.closed == (governed.state is Gate.CLOSED)
+        assert (governed.state is GovernorState.OPEN) == (not governed.reasons)
+        assert governed.closed == (governed.state is GovernorState.CLOSED)
         if change is None:
             assert governed.state is state
         else:
@@ -266,7 +280,9 @@ class Answering(InertEngine):
         super().__init__("one")
         self.held: list[asyncio.Future[None]] = []
 
-    async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+    async def send(
+        self, url: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Reply | NoReply:
         """Hold a request until `answer`."""
         self.held.append(asyncio.get_running_loop().create_future())
         await self.held[-1]
@@ -295,15 +311,15 @@ async def settle(engine: Answering, held: int) -> None:
 
 def start(root: Path, requests: int, engine: Answering, governed: Governor) -> Runner:
     """A runner over a job that is running, on a real spool and ledger."""
-    spool, queue = make_spool(root), JobQueue()
+    spool, queue = make_spool(root), ActiveJobs()
     ledger = Ledger(spool.ledger)
     record = job_record(requests=requests)
     path = spool.input_path(record.id)
     path.parent.mkdir()
     path.write_bytes(b"".join(request(str(number)) + b"\n" for number in range(requests)))
-    queue.add(record, JobRun(record, spool, ledger))
+    queue.add(record, RunningJob(record, spool, ledger))
 
-    async def publish(run: JobRun) -> None:
+    async def publish(run: RunningJob) -> None:
         queue.remove(run.record.id)
 
     return Runner(config(**VLLM), spool, ledger, queue, engine, governed, publish)

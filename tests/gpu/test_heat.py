@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from inbox_daemon.engine.base import Load
 from inbox_daemon.engine.window import DEFAULT_WINDOW, RESERVE_FLOOR, WindowController
 from inbox_daemon.gpu.governor import ChunkSizer, chunk_size
-from inbox_daemon.gpu.heat import CALM_READINGS, PATIENCE_READINGS, Gate, ThermalGovernor
+from inbox_daemon.gpu.heat import CALM_READINGS, PATIENCE_READINGS, GovernorState, ThermalGovernor
 
 MINIMUM, MAXIMUM = 8, 4096
 
@@ -95,7 +95,7 @@ def thermal() -> ThermalGovernor:
 def test_cool_card_is_not_held_back() -> None:
     """Up to the warning temperature everything is allowed, without a reason."""
     allowance = thermal().update(80)
-    assert (allowance.gate, allowance.factor, allowance.reason) == (Gate.OPEN, 1.0, "")
+    assert (allowance.gate, allowance.factor, allowance.reason) == (GovernorState.OPEN, 1.0, "")
     assert allowance.apply(128) == 128
 
 
@@ -104,7 +104,7 @@ def test_warm_card_shrinks_the_window_step_by_step() -> None:
     governor = thermal()
     allowances = [governor.update(celsius) for celsius in range(81, 88)]
     factors = [allowance.factor for allowance in allowances]
-    assert {allowance.gate for allowance in allowances} == {Gate.SHRINK}
+    assert {allowance.gate for allowance in allowances} == {GovernorState.SHRINK}
     assert factors == sorted(factors, reverse=True)
     assert 0 < factors[-1] < factors[0] < 1
     assert "81 °C" in allowances[0].reason
@@ -115,7 +115,7 @@ def test_hot_card_closes_and_opens_again_only_when_cool() -> None:
     """Above stop nothing is sent until the card is below resume."""
     governor = thermal()
     gates = [governor.update(celsius).gate for celsius in (88, 87, 80, 75, 74, 79)]
-    assert gates == [Gate.CLOSED] * 4 + [Gate.OPEN] * 2
+    assert gates == [GovernorState.CLOSED] * 4 + [GovernorState.OPEN] * 2
     closed = governor.update(90)
     assert closed.apply(1000) == 0
     assert "90 °C" in closed.reason
@@ -124,8 +124,8 @@ def test_hot_card_closes_and_opens_again_only_when_cool() -> None:
 
 def test_card_without_a_sensor_is_open() -> None:
     """No temperature at all is normal."""
-    assert thermal().update(None).gate is Gate.OPEN
-    assert thermal().update(math.nan).gate is Gate.OPEN
+    assert thermal().update(None).gate is GovernorState.OPEN
+    assert thermal().update(math.nan).gate is GovernorState.OPEN
 
 
 def test_lost_sensor_does_not_open_a_hot_card_at_once() -> None:
@@ -133,15 +133,15 @@ def test_lost_sensor_does_not_open_a_hot_card_at_once() -> None:
     governor = thermal()
     governor.update(90)
     gates = [governor.update(None).gate for _ in range(PATIENCE_READINGS + 1)]
-    assert gates == [Gate.CLOSED] * PATIENCE_READINGS + [Gate.OPEN]
-    assert governor.update(None).gate is Gate.OPEN
+    assert gates == [GovernorState.CLOSED] * PATIENCE_READINGS + [GovernorState.OPEN]
+    assert governor.update(None).gate is GovernorState.OPEN
 
 
 @pytest.mark.parametrize("celsius", [60, None, 81])
 def test_throttling_card_gets_less(celsius: int | None) -> None:
     """A card that slows itself down for heat is spared, whatever its sensor says."""
     allowance = thermal().update(celsius, throttled="heat")
-    assert allowance.gate is Gate.SHRINK
+    assert allowance.gate is GovernorState.SHRINK
     assert allowance.factor <= 0.5
     assert allowance.reason
 
@@ -150,10 +150,10 @@ def test_warm_card_at_the_border_does_not_swing() -> None:
     """Once above the warning it is spared until it is some degrees below."""
     governor = thermal()
     gates = [governor.update(celsius).gate for celsius in (80, 81, 80, 81, 78, 77, 76, 80)]
-    assert gates == [Gate.OPEN] + [Gate.SHRINK] * 5 + [Gate.OPEN] * 2
+    assert gates == [GovernorState.OPEN] + [GovernorState.SHRINK] * 5 + [GovernorState.OPEN] * 2
     narrow = ThermalGovernor(warn_c=80, stop_c=87, resume_c=79)
     gates = [narrow.update(celsius).gate for celsius in (81, 79, 80, 78, 80)]
-    assert gates == [Gate.SHRINK] * 3 + [Gate.OPEN] * 2
+    assert gates == [GovernorState.SHRINK] * 3 + [GovernorState.OPEN] * 2
 
 
 def test_lost_sensor_leaves_a_warm_card_as_it_was() -> None:
@@ -167,24 +167,28 @@ def test_throttling_ends_after_a_calm_while() -> None:
     """Throttling on and off is throttling, until it has been off for many readings."""
     governor = thermal()
     on_and_off = [governor.update(60, throttled=what).gate for what in ("heat", "") * 20]
-    assert set(on_and_off) == {Gate.SHRINK}
+    assert set(on_and_off) == {GovernorState.SHRINK}
     calm = [governor.update(60).gate for _ in range(CALM_READINGS - 1)]
-    assert calm[-2:] == [Gate.SHRINK, Gate.OPEN]
+    assert calm[-2:] == [GovernorState.SHRINK, GovernorState.OPEN]
 
 
 @given(st.lists(st.integers(70, 95), max_size=200))
 def test_gate_changes_only_over_its_margin(course: list[int]) -> None:
     """A state is entered above its border and left only below a lower one."""
     governor = thermal()
-    gate = Gate.OPEN
+    gate = GovernorState.OPEN
     for celsius in course:
         found = governor.update(celsius).gate
         if found is not gate:
             # Leaving is only ever for open, below both borders; entering is above its own.
-            border = {Gate.OPEN: celsius < 77, Gate.SHRINK: celsius > 80, Gate.CLOSED: celsius > 87}
+            border = {
+                GovernorState.OPEN: celsius < 77,
+                GovernorState.SHRINK: celsius > 80,
+                GovernorState.CLOSED: celsius > 87,
+            }
             assert border[found]
-            assert (gate, found) != (Gate.CLOSED, Gate.SHRINK)
-            assert gate is not Gate.CLOSED or celsius < 75
+            assert (gate, found) != (GovernorState.CLOSED, GovernorState.SHRINK)
+            assert gate is not GovernorState.CLOSED or celsius < 75
             gate = found
 
 
@@ -197,7 +201,7 @@ def test_closed_needs_a_reading_above_stop(readings: list[float | None]) -> None
         allowance = governor.update(reading)
         if reading is not None and math.isfinite(reading):
             hot = reading > 87 or (hot and reading >= 75)
-        assert hot or allowance.gate is not Gate.CLOSED
+        assert hot or allowance.gate is not GovernorState.CLOSED
         assert 0.0 <= allowance.factor <= 1.0
 
 

@@ -22,7 +22,7 @@ from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake import gate
 from inbox_daemon.intake.gate import Pass, Refuse, Wait
 from inbox_daemon.spool import Spool
-from inbox_daemon.spool.entries import Entry, scan
+from inbox_daemon.spool.entries import DirEntry, scan
 
 GOOD = request("a") + b"\n"
 SHA256 = "0" * 64
@@ -44,12 +44,12 @@ def opened() -> Iterator[list[int]]:
         os.close(descriptor)
 
 
-def entry(spool: Spool, name: str, lane: Priority = NORMAL) -> Entry:
+def entry(spool: Spool, name: str, lane: Priority = NORMAL) -> DirEntry:
     """What a scan sees of a file."""
     return next(item for item in scan(spool.lane(lane)).entries if item.name == name)
 
 
-def drop(spool: Spool, content: bytes = GOOD, name: str = "a.jsonl") -> Entry:
+def drop(spool: Spool, content: bytes = GOOD, name: str = "a.jsonl") -> DirEntry:
     """Put a file into inbox/ as a scan sees it."""
     (spool.inbox / name).write_bytes(content)
     return entry(spool, name)
@@ -57,7 +57,7 @@ def drop(spool: Spool, content: bytes = GOOD, name: str = "a.jsonl") -> Entry:
 
 def check(
     spool: Spool,
-    item: Entry,
+    item: DirEntry,
     *,
     settled: bool = True,
     **limits: int,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox_daemon.contract.errors import DamagedJobError
-from inbox_daemon.jobs.files import Journal
+from inbox_daemon.jobs.files import ResultsFile
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "results.part"
 
 
-def flush(journal: Journal) -> int:
+def flush(journal: ResultsFile) -> int:
     """Write all that is pending; return the length that a commit would note."""
     lines, length = journal.take()
     journal.flush(lines, length)
@@ -27,7 +27,7 @@ def flush(journal: Journal) -> int:
 
 def test_lines_are_written_at_the_places_that_were_told(path: Path) -> None:
     """Offset and length lead to the line once it is flushed."""
-    with Journal(path, 0) as journal:
+    with ResultsFile(path, 0) as journal:
         places = [journal.append(line) for line in (b"one\n", b"three\n")]
         assert places == [(0, 4), (4, 6)]
         assert (journal.pending_bytes, path.stat().st_size) == (10, 0)
@@ -38,7 +38,7 @@ def test_lines_are_written_at_the_places_that_were_told(path: Path) -> None:
 
 def test_what_comes_during_a_flush_waits_for_the_next(path: Path) -> None:
     """Lines that arrive between taking and writing are neither lost nor written early."""
-    with Journal(path, 0) as journal:
+    with ResultsFile(path, 0) as journal:
         journal.append(b"one\n")
         lines, length = journal.take()
         assert journal.append(b"two\n") == (4, 4)
@@ -51,7 +51,7 @@ def test_what_comes_during_a_flush_waits_for_the_next(path: Path) -> None:
 def test_opening_cuts_off_what_was_never_committed(path: Path) -> None:
     """A tail that a crash left, whole lines included, does not count."""
     path.write_bytes(b"one\ntwo\ncut")
-    with Journal(path, 4) as journal:
+    with ResultsFile(path, 4) as journal:
         assert path.read_bytes() == b"one\n"
         assert journal.append(b"2\n") == (4, 2)
         flush(journal)
@@ -62,7 +62,7 @@ def test_a_file_that_is_too_short_is_damage(path: Path) -> None:
     """Committed results that are missing are told, and what is left stays as it is."""
     path.write_bytes(b"one\n")
     with pytest.raises(DamagedJobError) as caught:
-        Journal(path, 5)
+        ResultsFile(path, 5)
     assert caught.value.code == "journal_short"
     assert path.read_bytes() == b"one\n"
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_too_short_is_damage(path: Path) -> None:
 def test_a_missing_file_is_damage_once_anything_was_committed(path: Path) -> None:
     """A journal that vanished is not begun anew."""
     with pytest.raises(DamagedJobError):
-        Journal(path, 1)
+        ResultsFile(path, 1)
 
 
 def test_a_link_in_its_place_is_not_followed(path: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_link_in_its_place_is_not_followed(path: Path, tmp_path: Path) -> None
     (tmp_path / "other").write_bytes(b"keep")
     path.symlink_to(tmp_path / "other")
     with pytest.raises(OSError, match="symbolic"):
-        Journal(path, 0)
+        ResultsFile(path, 0)
     assert (tmp_path / "other").read_bytes() == b"keep"
 
 
@@ -88,7 +88,7 @@ def test_flushing_nothing_touches_nothing(path: Path, monkeypatch: pytest.Monkey
     def never(_: int) -> None:
         pytest.fail("there is nothing to make last")
 
-    with Journal(path, 0) as journal:
+    with ResultsFile(path, 0) as journal:
         monkeypatch.setattr(os, "fdatasync", never)
         assert flush(journal) == 0
 
@@ -101,7 +101,7 @@ def test_a_write_that_fails_makes_nothing_count(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with Journal(path, 0) as journal:
+    with ResultsFile(path, 0) as journal:
         journal.append(b"one\n")
         flush(journal)
         journal.append(b"two\n")
@@ -113,7 +113,7 @@ def test_a_write_that_fails_makes_nothing_count(
 
 def test_closing_twice_is_fine(path: Path) -> None:
     """A journal may be closed by whoever comes first."""
-    journal = Journal(path, 0)
+    journal = ResultsFile(path, 0)
     journal.close()
     journal.close()
 
@@ -130,7 +130,7 @@ def test_after_any_crash_the_file_holds_what_was_committed(
 ) -> None:
     """Appends, flushes and crashes in any order leave exactly the flushed lines, in order."""
     path = tmp_path_factory.mktemp("journal") / "results.part"
-    journal, committed, pending = Journal(path, 0), b"", b""
+    journal, committed, pending = ResultsFile(path, 0), b"", b""
     for step in steps:
         if isinstance(step, bytes):
             assert journal.append(step) == (len(committed + pending), len(step))
@@ -143,7 +143,7 @@ def test_after_any_crash_the_file_holds_what_was_committed(
             journal.close()
             with path.open("ab") as file:  # what had reached the file without a commit
                 file.write(b"".join(lines)[:7])
-            journal, pending = Journal(path, len(committed)), b""
+            journal, pending = ResultsFile(path, len(committed)), b""
     flush(journal)
     journal.close()
     assert path.read_bytes() == committed + pending

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from builders import JOB_ID, start_job
 from inbox_daemon.contract.config import RunConfig
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.commit import Committer
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.commit import GroupCommit
 from inbox_daemon.jobs.ordering import READ_BYTES, SHARED_BYTES, Sketch, arrange, order, sketch
-from inbox_daemon.jobs.running import JobRun
-from inbox_daemon.run.poison import Hunt
+from inbox_daemon.jobs.running import RunningJob
+from inbox_daemon.run.poison import Bisection
 
 LONG = "All that both of them begin with. " * 40
 
@@ -166,9 +166,9 @@ class Desk:
     def __init__(self, root: Path, lines: list[bytes], *, reorder: bool) -> None:
         """Start the job."""
         spool, self.ledger, record = start_job(root, lines)
-        self.run, queue = JobRun(record, spool, self.ledger), JobQueue()
+        self.run, queue = RunningJob(record, spool, self.ledger), ActiveJobs()
         queue.add(record, self.run)
-        self.committer = Committer(RunConfig(reorder=reorder), queue, self.ledger, Hunt())
+        self.committer = GroupCommit(RunConfig(reorder=reorder), queue, self.ledger, Bisection())
 
     async def started(self, size: int) -> list[int]:
         """Admit a chunk and start all of it."""

@@ -10,7 +10,7 @@ import pytest
 
 from builders import JOB_ID, config, job_record, make_spool, request
 from crashing import dying
-from inbox_daemon.contract.records import Checkpoint, Entry, Progress
+from inbox_daemon.contract.records import Checkpoint, OutcomeAt, Progress
 from inbox_daemon.contract.states import Outcome
 from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
@@ -179,7 +179,7 @@ def test_one_damaged_job_does_not_stop_the_others(spool: Spool) -> None:
     ledger = Ledger(spool.ledger)
     accept(ledger)
     progress = Progress(committed=50, admitted=5, completed=1)
-    entry = Entry(0, 50, Outcome.RESULT, retryable=False)
+    entry = OutcomeAt(0, 50, Outcome.RESULT, retryable=False)
     ledger.checkpoint([Checkpoint(JOB_ID, progress, [(1, entry)])])
     ledger.close()
     (spool.running / JOB_ID).mkdir()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from builders import JOB_ID, dead_letter, request, start_job
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.records import DeadReason, RetryRecord, Tokens
-from inbox_daemon.jobs.files import JobInput
-from inbox_daemon.jobs.running import Batch, JobRun
+from inbox_daemon.jobs.files import InputFile
+from inbox_daemon.jobs.running import Batch, RunningJob
 
 LINES = [request(f"r{n}") for n in range(6)]
 RETRY = RetryRecord(
@@ -31,12 +31,12 @@ class Desk:
     def __init__(self, root: Path, lines: list[bytes]) -> None:
         """Accept and start the job."""
         self.spool, self.ledger, self.record = start_job(root, lines)
-        self.run = JobRun(self.record, self.spool, self.ledger)
+        self.run = RunningJob(self.record, self.spool, self.ledger)
 
-    def reopen(self) -> JobRun:
+    def reopen(self) -> RunningJob:
         """Drop everything in memory and load the job again."""
         self.run.close()
-        self.run = JobRun(self.record, self.spool, self.ledger)
+        self.run = RunningJob(self.record, self.spool, self.ledger)
         return self.run
 
     def commit(self) -> Batch:
@@ -91,7 +91,7 @@ def test_lines_and_ordinals_differ_by_blank_lines(desk: Desk) -> None:
 def test_the_last_line_needs_no_newline(tmp_path: Path) -> None:
     """A file that ends without one loses nothing."""
     (tmp_path / "a").write_bytes(b"one\n\ntwo")
-    with JobInput(tmp_path / "a", 2) as found:
+    with InputFile(tmp_path / "a", 2) as found:
         assert list(found.lines) == [1, 3]
         assert [found.read(ordinal) for ordinal in range(2)] == [b"one", b"two"]
         assert [found.count_up_to(line) for line in range(5)] == [0, 1, 1, 2, 2]
@@ -106,7 +106,7 @@ def test_any_line_is_read_back_and_cut_at_the_limit(
     """Lines of any length come back whole, or as far as the limit goes."""
     path = tmp_path_factory.mktemp("input") / "a"
     path.write_bytes(b"\n".join(lines))
-    with JobInput(path, len(lines)) as found:
+    with InputFile(path, len(lines)) as found:
         assert len(found) == len(lines)
         for ordinal, line in enumerate(lines):
             assert found.read(ordinal) == line
@@ -120,7 +120,7 @@ def test_a_file_of_other_requests_than_accepted_is_damage(tmp_path: Path, reques
     """More or fewer requests than were accepted are noticed before one of them runs."""
     (tmp_path / "a").write_bytes(b"one\ntwo\n")
     with pytest.raises(DamagedJobError):
-        JobInput(tmp_path / "a", requests)
+        InputFile(tmp_path / "a", requests)
 
 
 # -- admission ----------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_a_buried_request_has_its_letter(desk: Desk) -> None:
     """A dead letter ends the request and is kept with the commit."""
     desk.admit(2)
     desk.take()
-    desk.run.bury(1, b"dead\n", dead_letter(2), retryable=True)
+    desk.run.set_aside(1, b"dead\n", dead_letter(2), retryable=True)
     desk.commit()
     assert list(desk.ledger.dead_letters(JOB_ID)) == [dead_letter(2)]
     assert desk.ledger.progress(JOB_ID).failed == 1
@@ -219,7 +219,7 @@ def test_the_size_of_a_letters_request_makes_a_commit_due(desk: Desk) -> None:
     """Letters keep their requests, so their bytes count as waiting too."""
     desk.admit(1)
     desk.take()
-    desk.run.bury(0, b"dead\n", dead_letter(1), retryable=True)
+    desk.run.set_aside(0, b"dead\n", dead_letter(1), retryable=True)
     assert desk.run.pending_bytes >= len(LINES[0]) + len(b"dead\n")
     desk.commit()
     assert desk.run.pending_bytes == 0
@@ -245,11 +245,11 @@ def test_a_suspect_is_taken_out_of_the_normal_order(desk: Desk) -> None:
     desk.take()
     desk.run.abandon(0)
     desk.run.abandon(1)
-    assert desk.run.claim_suspect(1)
+    assert desk.run.take_suspect(1)
     assert desk.take() == [0]
-    assert not desk.run.claim_suspect(0)  # it is in flight
+    assert not desk.run.take_suspect(0)  # it is in flight
     desk.run.succeed(0, b"x\n", None)
-    assert not desk.run.claim_suspect(0)  # it has ended
+    assert not desk.run.take_suspect(0)  # it has ended
 
 
 def test_a_suspect_whose_failure_is_not_committed_may_not_run_yet(desk: Desk) -> None:
@@ -257,16 +257,16 @@ def test_a_suspect_whose_failure_is_not_committed_may_not_run_yet(desk: Desk) ->
     desk.admit(1)
     desk.take()
     desk.run.fail(0, RETRY, due=0.0)
-    assert not desk.run.claim_suspect(0)
+    assert not desk.run.take_suspect(0)
     desk.commit()
-    assert desk.run.claim_suspect(0)
+    assert desk.run.take_suspect(0)
 
 
 def test_a_suspect_is_not_started_again_after_a_restart(desk: Desk) -> None:
     """A suspect that is tried before the normal order reaches it is passed over there."""
     desk.admit(6)
     desk.reopen()
-    assert desk.run.claim_suspect(3)
+    assert desk.run.take_suspect(3)
     desk.run.start(3)
     assert desk.take() == [0, 1, 2, 4, 5]
 
@@ -280,7 +280,7 @@ def test_every_open_request_of_an_ending_job_is_found(desk: Desk) -> None:
     found = []
     while (ordinal := desk.run.next_open()) is not None:
         found.append(ordinal)
-        desk.run.bury(
+        desk.run.set_aside(
             ordinal, b"dead\n", dead_letter(desk.run.input.line_of(ordinal)), retryable=True
         )
     assert found == [1, 3, 4, 5]
@@ -386,7 +386,7 @@ class History:
         """A request becomes a dead letter."""
         if (ordinal := self._land(number)) is not None:
             letter = dead_letter(self.desk.run.input.line_of(ordinal))
-            self.desk.run.bury(ordinal, b"dead\n", letter, retryable=True)
+            self.desk.run.set_aside(ordinal, b"dead\n", letter, retryable=True)
             self.ended.add(ordinal)
 
     def fail(self, number: int) -> None:

@@ -18,8 +18,8 @@ from inbox_daemon.contract.records import (
     LEDGER_VERSION,
     Checkpoint,
     DeadReason,
-    Entry,
     InvalidLine,
+    OutcomeAt,
     Progress,
     RetryRecord,
 )
@@ -63,9 +63,9 @@ def reopen(folder: Path) -> Iterator[Open]:
         held.pop().close()
 
 
-def entry(line: int) -> tuple[int, Entry]:
+def entry(line: int) -> tuple[int, OutcomeAt]:
     """The outcome of a line, at a place of its own."""
-    return line, Entry(line * 10, 10, Outcome.RESULT, retryable=False)
+    return line, OutcomeAt(line * 10, 10, Outcome.RESULT, retryable=False)
 
 
 def code_of(folder: Path, *, readonly: bool = False) -> str:
@@ -355,11 +355,11 @@ WRITER = """
 import sys
 from pathlib import Path
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.contract.records import Checkpoint, Entry, Progress
+from inbox_daemon.contract.records import Checkpoint, OutcomeAt, Progress
 from inbox_daemon.contract.states import Outcome
 ledger = Ledger(Path(sys.argv[1]))
 for line in range(1, 100_000):
-    entry = Entry(line * 10, 10, Outcome.RESULT, retryable=False)
+    entry = OutcomeAt(line * 10, 10, Outcome.RESULT, retryable=False)
     progress = Progress(completed=line, committed=line * 10 + 10)
     ledger.checkpoint([Checkpoint(sys.argv[2], progress, [(line, entry)])])
     print(line, flush=True)

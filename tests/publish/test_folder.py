@@ -16,12 +16,12 @@ from inbox_daemon.cli.views import read_status
 from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.errors import DamagedJobError, LedgerError
 from inbox_daemon.contract.records import Checkpoint, DeadReason, Progress, Tokens
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.publish.folder import publish
 from inbox_daemon.publish.verify import verify_published, verify_running
 from inbox_daemon.request.line import output_line
 from inbox_daemon.run import dead_letters
-from inbox_daemon.run.dead_letters import Grave
+from inbox_daemon.run.dead_letters import DeadRequest
 from inbox_daemon.run.outcomes import Action, Verdict
 from miniature import Miniature
 
@@ -32,7 +32,7 @@ NO = Verdict(action=Action.DEAD, code="E400", message="no", http_status=400)
 class Press(Miniature):
     """A daemon with one job whose outcomes a test decides."""
 
-    def accept(self, *lines: bytes, end: bytes = b"\n") -> JobRun:
+    def accept(self, *lines: bytes, end: bytes = b"\n") -> RunningJob:
         """Take a job in and start it, with everything admitted."""
         (self.spool.inbox / "job.jsonl").write_bytes(b"\n".join(lines) + end)
         (answer,) = self.take_drops()
@@ -43,7 +43,7 @@ class Press(Miniature):
         self.commit(run)
         return run
 
-    def answer(self, run: JobRun, ordinal: int, body: bytes = b'{"a":1}') -> None:
+    def answer(self, run: RunningJob, ordinal: int, body: bytes = b'{"a":1}') -> None:
         """A request is answered."""
         run.start(ordinal)
         custom_id = orjson.loads(run.input.read(ordinal))["custom_id"]
@@ -51,15 +51,15 @@ class Press(Miniature):
         output = output_line(run.record.id, line, custom_id, 200, "r", body)
         run.succeed(ordinal, output, Tokens(1, 2))
 
-    def refuse(self, run: JobRun, ordinal: int, fault: Fault | None = None) -> None:
+    def refuse(self, run: RunningJob, ordinal: int, fault: Fault | None = None) -> None:
         """A request becomes a dead letter: wrong, or never valid."""
         run.start(ordinal)
-        grave = Grave(run.record, run.input.line_of(ordinal), run.input.read(ordinal))
+        dead = DeadRequest(run.record, run.input.line_of(ordinal), run.input.read(ordinal))
         if fault is None:
-            buried = dead_letters.bury(grave, NO, DeadReason.INVALID_REQUEST, None, 5.0)
+            made = dead_letters.make_letter(dead, NO, DeadReason.INVALID_REQUEST, None, 5.0)
         else:
-            buried = dead_letters.bury_invalid(grave, fault, 5.0)
-        run.bury(ordinal, buried.output, buried.letter, retryable=buried.retryable)
+            made = dead_letters.make_invalid(dead, fault, 5.0)
+        run.set_aside(ordinal, made.output, made.letter, retryable=made.retryable)
 
     def prove(self) -> list[str]:
         """What verify finds wrong with the published job."""

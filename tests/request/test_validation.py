@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from builders import CHAT, limits, nested, request
 from inbox_daemon.contract.limits import MAX_LISTED_FAULTS
-from inbox_daemon.jobs.files import JobInput
+from inbox_daemon.jobs.files import InputFile
 from inbox_daemon.request.validation import (
     Served,
     Validation,
@@ -158,7 +158,7 @@ def test_validator_and_runner_count_the_same_requests(
     found = check(data, max_line_bytes=4, keep_invalid=True)
     path = tmp_path_factory.mktemp("job") / "input.jsonl"
     path.write_bytes(data)
-    with JobInput(path, found.requests) as job:
+    with InputFile(path, found.requests) as job:
         assert {line.line for line in found.invalid} <= set(job.lines)
         assert [job.read(ordinal) for ordinal in range(len(job))] == [
             data.split(b"\n")[number - 1] for number in job.lines

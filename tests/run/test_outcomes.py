@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from builders import nested
 from inbox_daemon.contract.records import DeadReason
-from inbox_daemon.engine.base import Fault, FaultKind, Reply
+from inbox_daemon.engine.base import NoReply, NoReplyKind, Reply
 from inbox_daemon.request.line import error_line
 from inbox_daemon.run.outcomes import Action, judge
 
@@ -67,15 +67,15 @@ def test_a_success_without_an_object_is_not_trusted(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason", "code"),
     [
-        (FaultKind.TIMEOUT, DeadReason.TIMEOUT, "timeout"),
-        (FaultKind.CONNECTION, DeadReason.MAX_ATTEMPTS, "connection_failed"),
+        (NoReplyKind.TIMEOUT, DeadReason.TIMEOUT, "timeout"),
+        (NoReplyKind.CONNECTION, DeadReason.MAX_ATTEMPTS, "connection_failed"),
     ],
 )
 def test_no_reply_asks_whether_the_engine_lives(
-    kind: FaultKind, reason: DeadReason, code: str
+    kind: NoReplyKind, reason: DeadReason, code: str
 ) -> None:
     """Without a reply the engine is looked at first; the letter names what happened."""
-    verdict = judge(Fault(kind, "words"))
+    verdict = judge(NoReply(kind, "words"))
     assert (verdict.action, verdict.reason, verdict.code) == (Action.PROBE, reason, code)
     assert (verdict.message, verdict.response, verdict.http_status) == ("words", None, None)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.run.poison import CHANCE_S, DEATHS_ALONE, MOST_DEATHS_ALONE, Hunt, Suspect
+from inbox_daemon.run.poison import CHANCE_S, DEATHS_ALONE, MOST_DEATHS_ALONE, Bisection, Suspect
 
 JOB = "01JZZZZZZZZZZZZZZZZZZZZZZ0"
 NOW = 1e9
@@ -28,7 +28,7 @@ class Simulation:
     rng: Random
     window: int
     reload: bool = False
-    hunt: Hunt = field(default_factory=Hunt)
+    hunt: Bisection = field(default_factory=Bisection)
     answered: set[Suspect] = field(default_factory=set)
     found: set[Suspect] = field(default_factory=set)
     deaths: int = 0
@@ -69,7 +69,7 @@ class Simulation:
         together += self.hunt.put_off
         assert len(together) == len(set(together))
         if self.reload:
-            self.hunt = Hunt.load(self.hunt.dump())
+            self.hunt = Bisection.load(self.hunt.dump())
             self.hunt.keep(set(self.open()))
 
     def finish(self) -> None:
@@ -134,7 +134,7 @@ def test_a_restart_of_the_daemon_changes_nothing(simulation: Simulation) -> None
 
 SUSPECTS = st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 9))
 HUNTS = st.builds(
-    Hunt,
+    Bisection,
     groups=st.lists(st.lists(SUSPECTS, max_size=4), max_size=4),
     deaths=st.dictionaries(SUSPECTS, st.integers(1, 3), max_size=4),
     put_off=st.lists(SUSPECTS, max_size=4),
@@ -145,27 +145,31 @@ HUNTS = st.builds(
 
 
 @given(HUNTS)
-def test_what_is_stored_is_read_back(hunt: Hunt) -> None:
+def test_what_is_stored_is_read_back(hunt: Bisection) -> None:
     """Groups keep their order, and deaths their counts."""
     stored = hunt.dump()
-    assert stored is None or Hunt.load(stored) == hunt
+    assert stored is None or Bisection.load(stored) == hunt
 
 
 def test_no_hunt_is_stored_as_nothing() -> None:
     """Where there is nothing to remember, nothing is written."""
-    assert Hunt().dump() is None
-    assert not Hunt.load(None)
-    assert Hunt().group == []
+    assert Bisection().dump() is None
+    assert not Bisection.load(None)
+    assert Bisection().group == []
 
 
 def test_a_hunt_of_an_older_version_goes_on() -> None:
     """What was stored before anybody was put off is read as it was meant."""
-    hunt = Hunt.load(b'{"groups":[[["job",1],["job",2]],[["job",3]]],"deaths":[[["job",3],1]]}')
+    hunt = Bisection.load(
+        b'{"groups":[[["job",1],["job",2]],[["job",3]]],"deaths":[[["job",3],1]]}'
+    )
     assert hunt.groups == [[("job", 1), ("job", 2)], [("job", 3)]]
     assert (hunt.deaths, hunt.put_off, hunt.chances) == ({("job", 3): 1}, [], [])
 
 
-def die_alone(hunt: Hunt, suspect: Suspect, times: int, now: float = NOW) -> dict[Suspect, int]:
+def die_alone(
+    hunt: Bisection, suspect: Suspect, times: int, now: float = NOW
+) -> dict[Suspect, int]:
     """Let a suspect be tried alone and the engine die, so many times."""
     found: dict[Suspect, int] = {}
     for _ in range(times):
@@ -177,7 +181,7 @@ def die_alone(hunt: Hunt, suspect: Suspect, times: int, now: float = NOW) -> dic
 
 def test_deaths_alone_condemn_in_the_end() -> None:
     """Of a wide window it takes all of them, and nothing is left of the hunt."""
-    hunt = Hunt()
+    hunt = Bisection()
     hunt.died([(JOB, line) for line in range(1, 65)], NOW)
     hunt.groups = [[A]]
     assert die_alone(hunt, A, DEATHS_ALONE) == {A: DEATHS_ALONE}
@@ -186,12 +190,12 @@ def test_deaths_alone_condemn_in_the_end() -> None:
 
 def test_a_window_of_one_allows_three_deaths() -> None:
     """The engine's starts are counted there too: four, with the first."""
-    assert die_alone(Hunt(), A, 3) == {A: 3}
+    assert die_alone(Bisection(), A, 3) == {A: 3}
 
 
 def test_who_died_alone_waits_until_the_others_are_done() -> None:
     """It may have been chance, so the rest of the job is not held up, and time passes."""
-    hunt = Hunt()
+    hunt = Bisection()
     hunt.died([A, B], NOW)
     assert hunt.died([A], NOW) == {}
     assert (hunt.group, hunt.put_off) == ([B], [A])
@@ -205,7 +209,7 @@ def test_who_died_alone_waits_until_the_others_are_done() -> None:
 
 def test_those_that_were_put_off_are_tried_together() -> None:
     """What was chance in all of them is over with one trial."""
-    hunt = Hunt(deaths={A: 1, B: 1, C: 1}, put_off=[A, B, C])
+    hunt = Bisection(deaths={A: 1, B: 1, C: 1}, put_off=[A, B, C])
     hunt.recall(JOB)
     assert hunt.group == [A, B, C]
     hunt.died([A, B, C], NOW)
@@ -214,7 +218,7 @@ def test_those_that_were_put_off_are_tried_together() -> None:
 
 def test_those_that_died_alone_again_are_tried_alone() -> None:
     """Two that are poison do not die together each time as well."""
-    hunt = Hunt(deaths={A: 2, B: 1, C: 3}, put_off=[A, B, C])
+    hunt = Bisection(deaths={A: 2, B: 1, C: 3}, put_off=[A, B, C])
     hunt.recall(JOB)
     assert (hunt.groups, hunt.put_off) == ([[A], [C], [B]], [])
 
@@ -222,7 +226,7 @@ def test_those_that_died_alone_again_are_tried_alone() -> None:
 def test_the_suspects_of_a_paused_job_wait() -> None:
     """They leave their groups to the others, and are tried when they are recalled."""
     other = ("another", 1)
-    hunt = Hunt([[A, other], [B, C]], {D: 1}, [D])
+    hunt = Bisection([[A, other], [B, C]], {D: 1}, [D])
     hunt.postpone(JOB)
     assert (hunt.groups, hunt.put_off) == ([[other]], [A, B, C, D])
     hunt.recall(JOB)
@@ -231,7 +235,7 @@ def test_the_suspects_of_a_paused_job_wait() -> None:
 
 def test_a_death_that_was_chance_makes_the_next_ones_doubtful() -> None:
     """Somebody who killed alone and is answered shows that engines die by themselves."""
-    hunt = Hunt()
+    hunt = Bisection()
     die_alone(hunt, A, 1)
     hunt.recall(JOB)
     hunt.answered(A, NOW)
@@ -241,7 +245,7 @@ def test_a_death_that_was_chance_makes_the_next_ones_doubtful() -> None:
 
 def test_a_whole_group_that_was_answered_shows_a_chance_too() -> None:
     """An engine that died under a group whose members are all answered did so by itself."""
-    hunt = Hunt()
+    hunt = Bisection()
     hunt.died([A, B], NOW)
     hunt.answered(A, NOW)
     assert hunt.chances == []
@@ -251,7 +255,7 @@ def test_a_whole_group_that_was_answered_shows_a_chance_too() -> None:
 
 def test_the_answers_beside_a_poison_request_show_no_chance() -> None:
     """Who was merely beside the one that is to blame says nothing about the engine."""
-    hunt = Hunt()
+    hunt = Bisection()
     hunt.died([A, B], NOW)
     hunt.died([A], NOW)
     hunt.answered(B, NOW)
@@ -260,39 +264,39 @@ def test_the_answers_beside_a_poison_request_show_no_chance() -> None:
 
 def test_many_chances_ask_for_no_more_than_a_limit() -> None:
     """Poison is found also where engines die all the time."""
-    hunt = Hunt(chances=[NOW] * 9)
+    hunt = Bisection(chances=[NOW] * 9)
     assert die_alone(hunt, A, MOST_DEATHS_ALONE) == {A: MOST_DEATHS_ALONE}
 
 
 def test_a_chance_is_forgotten_with_time() -> None:
     """What happened hours ago makes no request less poisonous."""
-    hunt = Hunt(chances=[NOW] * 9)
+    hunt = Bisection(chances=[NOW] * 9)
     assert die_alone(hunt, A, 3, NOW + CHANCE_S) == {A: 3}
 
 
 def test_a_request_that_is_gone_shows_nothing() -> None:
     """One that was cancelled was not answered: its deaths are no chance."""
-    hunt = Hunt(deaths={A: 2}, put_off=[A])
-    hunt.drop(A)
-    assert hunt == Hunt()
+    hunt = Bisection(deaths={A: 2}, put_off=[A])
+    hunt.forget(A)
+    assert hunt == Bisection()
 
 
 def test_suspects_that_had_not_started_stay_suspects() -> None:
     """When the engine dies before the whole group was sent, the rest is tried later."""
-    hunt = Hunt([[A, B, C, D]])
+    hunt = Bisection([[A, B, C, D]])
     hunt.died([A, B], NOW)
     assert hunt.groups == [[C, D], [B], [A]]
 
 
 def test_a_death_with_nothing_in_flight_changes_nothing() -> None:
     """An engine that dies of itself accuses nobody."""
-    hunt = Hunt([[A]])
+    hunt = Bisection([[A]])
     assert hunt.died([], NOW) == {}
     assert hunt.groups == [[A]]
 
 
 def test_suspects_that_are_gone_are_dropped() -> None:
     """After a restart only requests that are still open are hunted."""
-    hunt = Hunt([[A, B], [C]], {C: 1, D: 2}, [D])
+    hunt = Bisection([[A, B], [C]], {C: 1, D: 2}, [D])
     hunt.keep({B})
     assert (hunt.groups, hunt.deaths, hunt.put_off) == ([[B]], {}, [])

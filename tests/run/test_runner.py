@@ -19,12 +19,12 @@ from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.engine.base import EngineState
 from inbox_daemon.jobs import commit
 from inbox_daemon.jobs.commit import HUNT
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.publish.verify import verify_published
 from inbox_daemon.request.line import parse_request
 from inbox_daemon.run import arrivals
 from inbox_daemon.run.attempts import Attempts, Target
-from inbox_daemon.run.poison import Hunt
+from inbox_daemon.run.poison import Bisection
 from scripted_runner import Bench, line
 
 Make = Callable[..., Bench]
@@ -444,7 +444,7 @@ async def test_a_dead_engine_is_charged_to_nobody(make: Make) -> None:
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == [*ids(8), "x", "y"]
     assert list(bench.ledger.dead_letters()) == []
-    stored = Hunt.load(bench.ledger.get_state(HUNT))
+    stored = Bisection.load(bench.ledger.get_state(HUNT))
     assert (stored.suspects, len(stored.chances)) == (set(), 1)
 
 
@@ -789,7 +789,7 @@ async def test_every_flight_arrives_even_if_it_never_began(make: Make) -> None:
     job_id = bench.add(line("a"))
     bench.spool.start(job_id)
     record = bench.queue.entries[job_id].record
-    run = JobRun(record, bench.spool, bench.ledger)
+    run = RunningJob(record, bench.spool, bench.ledger)
     woken: list[int] = []
     attempts = Attempts(bench.engine, 1.0, lambda: woken.append(1))
     request = parse_request(run.input.read(0), bench.config.limits)

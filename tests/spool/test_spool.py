@@ -153,8 +153,8 @@ def test_a_drop_is_copied_into_a_claim(spool: Spool, lane: Priority) -> None:
     assert spool.take_away("a.jsonl", lane, signature, JOB_ID)
     assert not (spool.lane(lane) / "a.jsonl").exists()
     assert names(spool.claimed) == {f"{JOB_ID}.jsonl"}
-    spool.drop_claim(JOB_ID)
-    spool.drop_claim(JOB_ID)
+    spool.discard_claim(JOB_ID)
+    spool.discard_claim(JOB_ID)
     assert names(spool.claimed) == set()
 
 
@@ -391,5 +391,5 @@ def test_published_folders_are_listed_and_removed_whole(spool: Spool) -> None:
 def test_quarantine_is_listed_in_printable_words(spool: Spool) -> None:
     """Names of any bytes can be shown in the status."""
     (spool.queued / os.fsdecode(b"x\xff\x1b.jsonl")).touch()
-    spool.set_aside(spool.queued / os.fsdecode(b"x\xff\x1b.jsonl"))
+    spool.quarantine_path(spool.queued / os.fsdecode(b"x\xff\x1b.jsonl"))
     assert spool.quarantined() == ["x\\udcff\\x1b.jsonl"]

@@ -16,9 +16,9 @@ from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.records import Tokens
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake.admission import Admission, Answer
-from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.recovery import recover
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish.folder import publish
 from inbox_daemon.request.line import output_line
@@ -36,7 +36,7 @@ class Miniature:
         self.spool = Spool(root)
         self.spool.create()
         self.ledger = Ledger(self.spool.ledger)
-        self.queue = JobQueue()
+        self.queue = ActiveJobs()
         try:
             self.queue = recover(self.spool, self.ledger)
         except BaseException:
@@ -70,16 +70,16 @@ class Miniature:
                 self.spool.start(entry.record.id)
                 record = entry.record.model_copy(update={"in_progress_at": 2.0})
                 self.ledger.update(record)
-                self.queue.add(record, JobRun(record, self.spool, self.ledger))
+                self.queue.add(record, RunningJob(record, self.spool, self.ledger))
 
-    def commit(self, run: JobRun) -> None:
+    def commit(self, run: RunningJob) -> None:
         """Make what a job has gathered count: output before offset."""
         batch = run.take_batch()
         run.journal.flush(batch.lines, batch.length)
         self.ledger.checkpoint([batch.checkpoint])
         run.committed(batch)
 
-    def work(self, run: JobRun, chunk: int = 2, at_once: int = 2) -> None:
+    def work(self, run: RunningJob, chunk: int = 2, at_once: int = 2) -> None:
         """Answer every open request, a few to a commit."""
         while not run.complete:
             if not run.fully_admitted and run.startable == 0:
@@ -92,7 +92,7 @@ class Miniature:
                 self.execute(run, ordinal)
             self.commit(run)
 
-    def execute(self, run: JobRun, ordinal: int) -> None:
+    def execute(self, run: RunningJob, ordinal: int) -> None:
         """Answer one request with its own custom_id."""
         line = run.input.line_of(ordinal)
         run.start(ordinal)
@@ -102,7 +102,7 @@ class Miniature:
         output = output_line(run.record.id, line, custom_id, 200, "r", body)
         run.succeed(ordinal, output, Tokens(1, 2))
 
-    def publish(self, run: JobRun) -> None:
+    def publish(self, run: RunningJob) -> None:
         """Put a complete job's results into outbox/."""
         record = publish(run.record, self.spool, self.ledger)
         run.close()

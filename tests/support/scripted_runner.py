@@ -21,10 +21,10 @@ import orjson
 
 from builders import JOB_ID, config, job_record, make_spool
 from inbox_daemon.contract.config import Config
-from inbox_daemon.engine.base import EngineState, Fault, FaultKind, Reply
+from inbox_daemon.engine.base import EngineState, NoReply, NoReplyKind, Reply
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.jobs.recovery import recover
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish.folder import publish
 from inbox_daemon.request.validation import Served, validate_file
@@ -54,7 +54,7 @@ class ScriptedEngine(InertEngine):
         self.bench = bench
         self.attempts: Counter[str] = Counter()
         self.sent: list[str] = []
-        self.flying: dict[str, asyncio.Future[Reply | Fault]] = {}
+        self.flying: dict[str, asyncio.Future[Reply | NoReply]] = {}
         self.released = asyncio.Event()
         self.most = 0
         self.starts = 1
@@ -62,10 +62,12 @@ class ScriptedEngine(InertEngine):
         self.refusing: int | None = None
         self.rng: Random | None = None
 
-    async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+    async def send(
+        self, url: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Reply | NoReply:
         """Play the next step of the request's script."""
         if self.info.state is not EngineState.READY:  # it died since this was launched
-            return Fault(FaultKind.CONNECTION, "the engine is away")
+            return NoReply(NoReplyKind.CONNECTION, "the engine is away")
         parsed = orjson.loads(body)
         parsed |= orjson.loads(parsed["prompt"])
         name = parsed["echo"]
@@ -73,7 +75,7 @@ class ScriptedEngine(InertEngine):
         steps, number = parsed["script"], self.attempts[name]
         self.attempts[name] += 1
         self.sent.append(name)
-        answer: asyncio.Future[Reply | Fault] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Reply | NoReply] = asyncio.get_running_loop().create_future()
         self.flying[name] = answer
         self.most = max(self.most, len(self.flying))
         try:
@@ -97,7 +99,7 @@ class ScriptedEngine(InertEngine):
         for _ in range(self.rng.randint(1, 4) if self.rng else 1):
             await asyncio.sleep(0)
 
-    def _act(self, step: object, parsed: Any, answer: asyncio.Future[Reply | Fault]) -> None:  # noqa: ANN401 - JSON
+    def _act(self, step: object, parsed: Any, answer: asyncio.Future[Reply | NoReply]) -> None:  # noqa: ANN401 - JSON
         if answer.done():  # the engine died meanwhile
             return
         match step:
@@ -106,13 +108,13 @@ class ScriptedEngine(InertEngine):
             case "wait":
                 self.bench.tasks.add(asyncio.create_task(self._release(answer, parsed)))
             case "timeout":
-                answer.set_result(Fault(FaultKind.TIMEOUT, "no answer in time"))
+                answer.set_result(NoReply(NoReplyKind.TIMEOUT, "no answer in time"))
             case "reset":
-                answer.set_result(Fault(FaultKind.CONNECTION, "the connection was reset"))
+                answer.set_result(NoReply(NoReplyKind.CONNECTION, "the connection was reset"))
             case int():
                 answer.set_result(self.reply(step, parsed))
 
-    async def _release(self, answer: asyncio.Future[Reply | Fault], parsed: Any) -> None:  # noqa: ANN401 - JSON
+    async def _release(self, answer: asyncio.Future[Reply | NoReply], parsed: Any) -> None:  # noqa: ANN401 - JSON
         await self.released.wait()
         if not answer.done():
             answer.set_result(self.reply(200, parsed))
@@ -224,7 +226,7 @@ class Bench:
         self.runner.wake()
         return job_id
 
-    async def _publish(self, run: JobRun) -> None:
+    async def _publish(self, run: RunningJob) -> None:
         record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
         run.close()
         self.queue.remove(record.id)

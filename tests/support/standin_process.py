@@ -12,7 +12,7 @@ import orjson
 
 from inbox_daemon.contract.config import Config
 from inbox_daemon.engine import Timing, open_engine
-from inbox_daemon.engine.base import Engine, EngineInfo, EngineState, Fault, Reply
+from inbox_daemon.engine.base import Engine, EngineInfo, EngineState, NoReply, Reply
 
 PROGRAM = Path(__file__).with_name("standin.py")
 CHAT = "/v1/chat/completions"
@@ -83,7 +83,7 @@ class Watched:
         return self.engine.info
 
 
-async def ask(watched: Watched, text: str) -> Reply | Fault:
+async def ask(watched: Watched, text: str) -> Reply | NoReply:
     """Send a chat with this text."""
     return await watched.engine.send(CHAT, chat(text), "r-1", LONG_S)
 

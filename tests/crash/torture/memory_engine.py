@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import orjson
 
-from inbox_daemon.engine.base import EngineInfo, EngineState, Fault, FaultKind, Reply
+from inbox_daemon.engine.base import EngineInfo, EngineState, NoReply, NoReplyKind, Reply
 from standin_answers import error, last_text
 from standin_faults import find_faults
 
@@ -63,10 +63,12 @@ class MemoryEngine:
         while self._info.state is not EngineState.READY:
             await asyncio.sleep(self._restart_s)
 
-    async def send(self, url: str, body: bytes, request_id: str, timeout_s: float) -> Reply | Fault:
+    async def send(
+        self, url: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Reply | NoReply:
         """Execute one request."""
         if self._info.state is not EngineState.READY:
-            return Fault(FaultKind.CONNECTION, "the engine is gone")
+            return NoReply(NoReplyKind.CONNECTION, "the engine is gone")
         text = last_text(orjson.loads(body))
         self._told(request_id, text)
         self.executions[text] += 1

@@ -26,8 +26,8 @@ from inbox_daemon.contract.documents import JobStatus
 from inbox_daemon.engine.base import Engine
 from inbox_daemon.intake.admission import Answer
 from inbox_daemon.intake.loop import Intake
-from inbox_daemon.jobs.active import JobQueue
-from inbox_daemon.jobs.running import Batch, JobRun
+from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.running import Batch, RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish.verify import verify_published, verify_running
 from inbox_daemon.run import arrivals
@@ -111,7 +111,7 @@ class _Witness:
     # -- what is told ---------------------------------------------------------------
 
     def _listen(self) -> None:
-        self._wrap(JobRun, "committed", self._on_committed)
+        self._wrap(RunningJob, "committed", self._on_committed)
         self._wrap(Intake, "_note", self._on_answer)
         run, publish = daemon.Daemon.run, daemon.Daemon._publish
         recover = vars(start)["recover"]
@@ -120,12 +120,12 @@ class _Witness:
             self.tell("ready")  # for signals
             await run(this)
 
-        async def published(this: daemon.Daemon, run: JobRun) -> None:
+        async def published(this: daemon.Daemon, run: RunningJob) -> None:
             await publish(this, run)
             self.tell("published", job=run.record.name)
 
-        def recovered(spool: Spool, ledger: Ledger) -> JobQueue:
-            queue: JobQueue = recover(spool, ledger)
+        def recovered(spool: Spool, ledger: Ledger) -> ActiveJobs:
+            queue: ActiveJobs = recover(spool, ledger)
             self._check_running(queue, spool, ledger)
             self.tell("recovered", jobs=len(queue.entries))
             return queue
@@ -150,7 +150,7 @@ class _Witness:
 
         setattr(owner, name, both)
 
-    def _on_committed(self, run: JobRun, batch: Batch) -> None:
+    def _on_committed(self, run: RunningJob, batch: Batch) -> None:
         lines = [line for line, _ in batch.checkpoint.entries]
         if lines:
             self.tell("committed", job=run.record.name, lines=lines)
@@ -173,7 +173,7 @@ class _Witness:
 
     # -- what is checked from inside --------------------------------------------------
 
-    def _check_running(self, queue: JobQueue, spool: Spool, ledger: Ledger) -> None:
+    def _check_running(self, queue: ActiveJobs, spool: Spool, ledger: Ledger) -> None:
         """Every recovered job must be sound before it goes on."""
         for entry in queue.entries.values():
             if entry.run is not None:

@@ -26,16 +26,16 @@ from inbox_daemon.intake import gate
 from inbox_daemon.intake.admission import Admission, Answer
 from inbox_daemon.intake.control import Command, Controller, load_paused
 from inbox_daemon.intake.redrive import Redriver
-from inbox_daemon.jobs.active import JobQueue
+from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.recovery import recover
-from inbox_daemon.jobs.running import JobRun
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish.folder import publish
 from inbox_daemon.request.validation import Served
 from inbox_daemon.run import arrivals
 from inbox_daemon.run.runner import Runner
 from inbox_daemon.spool import Spool, durable
-from inbox_daemon.spool.entries import Entry, scan
+from inbox_daemon.spool.entries import DirEntry, scan
 from torture.memory_engine import MODEL, MemoryEngine
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -141,7 +141,7 @@ class World:
         self._loop.set_default_executor(_Inline(1))
         self._loop.set_exception_handler(lambda _loop, _context: None)
         self.ledger = Ledger(self.spool.ledger)
-        self.queue: JobQueue = recover(self.spool, self.ledger)
+        self.queue: ActiveJobs = recover(self.spool, self.ledger)
         self.queue.paused = load_paused(self.ledger)
         self._call(self._build())
 
@@ -179,7 +179,7 @@ class World:
         except AssertionError as error:  # the runner would take it for its own
             self.failures.append(error)
 
-    async def _publish(self, run: JobRun) -> None:
+    async def _publish(self, run: RunningJob) -> None:
         record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
         run.close()
         self.queue.remove(record.id)
@@ -244,7 +244,7 @@ class World:
                     self._answer(entry, lane)
         self.runner.wake()
 
-    def _answer(self, entry: Entry, lane: Priority) -> None:
+    def _answer(self, entry: DirEntry, lane: Priority) -> None:
         answer = self.admission.answer(entry, lane, settled=True)
         if answer.queued is not None:
             self.queue.add(answer.queued)
