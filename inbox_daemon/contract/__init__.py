@@ -9,6 +9,8 @@ May import: nothing.
     job_documents.py     builds a sender's documents from the ledger's records
     json_schemas.py      the JSON Schema of each document
     names.py             what a file is called, and what a name means
+    facts.py             what each part says of itself, for the status
+    hindrances.py        why nothing is sent: the one list of reasons
     records.py           what the ledger keeps
     states.py            states, moves, status words, priorities
     limits.py            what a line, a job, the queue and the disk may hold

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from inbox_daemon.contract.documents import Document, Joules, Percent, Tally
+from inbox_daemon.contract.hindrances import HindranceCode
 
 Health = Literal["healthy", "degraded", "unhealthy"]
 
@@ -46,6 +47,7 @@ class WorkerStatus(Document):
     """
 
     state: WorkerState
+    code: HindranceCode | None = None
     reason: str | None = None
     current_job: str | None = None
     age_seconds: float | None = None

@@ -17,7 +17,7 @@ from inbox_daemon.contract.documents import (
 )
 from inbox_daemon.contract.health_documents import RecentJob
 from inbox_daemon.contract.limits import MAX_LISTED_FAULTS, RETRYABLE
-from inbox_daemon.contract.records import DeadReason, JobRecord, Progress
+from inbox_daemon.contract.records import DeadReason, Ended, EndedKind, JobRecord, Progress
 from inbox_daemon.contract.states import BatchStatus, JobState
 
 
@@ -196,13 +196,13 @@ def refused_status(why: Refusal, requests: int) -> JobStatus:
     )
 
 
-def recent_finished(record: JobRecord) -> RecentJob:
-    """A finished job, as the service status lists it."""
-    return RecentJob(
+def ended_job(record: JobRecord) -> Ended:
+    """Return the ended event of a published job."""
+    return Ended(
         id=record.id,
         name=record.name,
-        status=(record.status or BatchStatus.COMPLETED).value,
-        at=int(record.finished_at or record.created_at),
+        kind=EndedKind((record.status or BatchStatus.COMPLETED).value),
+        at=record.finished_at or record.created_at,
         requests=record.requests,
         completed=record.completed,
         failed=record.failed,
@@ -210,24 +210,38 @@ def recent_finished(record: JobRecord) -> RecentJob:
     )
 
 
-def recent_damaged(record: JobRecord, why: str, now: float) -> RecentJob:
-    """A job that was set aside because its files lost data, at `now` in seconds since 1970."""
-    return RecentJob(
+def ended_damaged(record: JobRecord, why: str, now: float) -> Ended:
+    """Return the ended event of a job whose files lost data, at `now` in seconds since 1970."""
+    return Ended(
         id=record.id,
         name=record.name,
-        status="quarantined",
-        at=int(now),
+        kind=EndedKind.DAMAGED,
+        at=now,
         requests=record.requests,
-        message=f"{why}; what is left of the job lies in quarantine/{record.id}",
+        message=why,
     )
 
 
-def recent_rejected(why: Refusal) -> RecentJob:
-    """A refused drop, as the service status lists it."""
-    return RecentJob(
+def ended_rejected(why: Refusal) -> Ended:
+    """Return the ended event of a refused drop."""
+    return Ended(
         id=why.id,
         name=why.name,
-        status="rejected",
-        at=int(why.rejected_at),
+        kind=EndedKind.REJECTED,
+        at=why.rejected_at,
         message=f"{why.code}: {why.message}",
+    )
+
+
+def recent_ended(ended: Ended) -> RecentJob:
+    """Return an ended event as the service status lists it."""
+    return RecentJob(
+        id=ended.id,
+        name=ended.name,
+        status=ended.kind.value,
+        at=int(ended.at),
+        requests=ended.requests,
+        completed=ended.completed,
+        failed=ended.failed,
+        message=ended.message,
     )

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from inbox_daemon.contract.documents import Fault, Usage
 from inbox_daemon.contract.states import BatchStatus, Outcome, Priority
 
-LEDGER_VERSION = 2
+LEDGER_VERSION = 3
 _ENTRY = struct.Struct(">QIBB")
 
 
@@ -75,6 +75,33 @@ class JobRecord(Record):
     energy_j: float | None = None
     outbox: str | None = None
     checksums: dict[str, str] | None = None
+
+
+class EndedKind(StrEnum):
+    """How a job ended; the status shows the same words."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+    DAMAGED = "damaged"
+
+
+class Ended(Record):
+    """The durable fact that a job is over.
+
+    `at` is in seconds since 1970; the counts are None where nothing is known of them, as
+    of a file that was refused; `message` is a sentence for its sender.
+    """
+
+    id: str
+    name: str
+    kind: EndedKind
+    at: float
+    requests: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+    message: str
 
 
 class Progress(Record):

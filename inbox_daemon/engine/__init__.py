@@ -12,7 +12,6 @@ May import: contract.
     process/       a server of ours as processes
 """
 
-import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,6 @@ from inbox_daemon.engine.process.servers import ChildServer, MissingServer, Remo
 from inbox_daemon.engine.supervisor import Supervisor
 
 RECORD_NAME = "engine.json"
-# Each request in flight is a connection, and each connection a file here and there.
-_OPEN_FILES = 65536
 # Somebody else's server is not started by us: it is there or it is not, and asking
 # again costs nothing.
 _REMOTE_TIMING = Timing(start_timeout_s=10, start_poll_s=1, backoff_s=1, backoff_max_s=30)
@@ -51,21 +48,12 @@ def open_engine(
     `[endpoint] url` comes before `[engine] command`, and that before `[engine] model`.
     `state_dir` holds the note of the running child; `on_change` is called in the event
     loop after each change of the engine's state.  A configuration that names no engine
-    gives one that never becomes ready and says why.  The process's soft limit of open
-    files is raised, as the usual 1,024 are fewer than the requests in flight.
+    gives one that never becomes ready and says why.
     """
-    _raise_file_limit()
     child_timing = Timing(start_timeout_s=config.engine.start_timeout_s)
     default = _REMOTE_TIMING if config.endpoint.url else child_timing
     server = _server(config, state_dir / RECORD_NAME)
     return Supervisor(server, timing or default, on_change)
-
-
-def _raise_file_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _server(config: Config, record: Path) -> Server:

@@ -343,7 +343,9 @@ class Admission:
         return Answer(rejected=why)
 
     def _carry_out(self, why: Refusal, target: str, source: Path) -> None:
-        self.spool.reject(why.id, target, job_documents.pretty(why), source)
+        ended = job_documents.ended_rejected(why)
+        reason = job_documents.pretty(why)
+        self.spool.reject(why.id, target, reason, source, lambda _: self.ledger.record_ended(ended))
 
     def _show_refusal(self, why: Refusal, stem: str, requests: int) -> None:
         """Put the refusal where the web app looks, unless a job of that name is there."""

@@ -23,12 +23,8 @@ from inbox_daemon.intake.gate import Wait
 from inbox_daemon.intake.redrive import Redriver
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.run.runner import Runner
 from inbox_daemon.spool import Spool
 from inbox_daemon.spool.entries import DirEntry
-
-PAUSED = "paused"
-_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +69,6 @@ class Controller:
 
     queue: ActiveJobs
     ledger: Ledger
-    runner: Runner
     redriver: Redriver
 
     async def obey(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
@@ -98,8 +93,7 @@ class Controller:
         name = command.job
         jobs = [e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}]
         for job in jobs:
-            await self.runner.jobs.end(job.id, DeadReason.CANCELLED)
-            self.runner.wake()
+            await self.queue.end(job.id, DeadReason.CANCELLED)
         if jobs or name == ALL:
             return None
         last = await asyncio.to_thread(self._ended_since, command)
@@ -121,12 +115,7 @@ class Controller:
             last = await asyncio.to_thread(self._ended_since, command)
             done = last is not None and (last.id in self.queue.paused) is paused
             return None if done else _unknown(name)
-        active = set(self.queue.entries) | {ALL}
-        chosen = self.queue.paused & active
-        chosen = chosen | {target} if paused else chosen - {target}
-        await asyncio.to_thread(self.ledger.put_state, PAUSED, orjson.dumps(sorted(chosen)))
-        self.queue.paused = chosen
-        self.runner.wake()
+        await (self.queue.pause(target) if paused else self.queue.resume(target))
         return None
 
     async def _redrive(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
@@ -146,12 +135,6 @@ class Controller:
     async def _purge(self, command: Command) -> Fault | None:
         await asyncio.to_thread(self.redriver.purge, command.job, command.reason)
         return None
-
-
-def load_paused(ledger: Ledger) -> set[str]:
-    """What was paused when the daemon ended: job ids, or ALL."""
-    stored = ledger.get_state(PAUSED)
-    return set(orjson.loads(stored)) if stored else set()
 
 
 def _unknown(name: str) -> Fault:

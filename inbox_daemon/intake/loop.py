@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from inbox_daemon.contract import job_documents, limits
 from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.facts import IntakeFacts
 from inbox_daemon.contract.health_documents import RecentJob, WaitingDrop
 from inbox_daemon.contract.names import escape, is_control_name, is_sidecar, job_of_sidecar
 from inbox_daemon.contract.states import Priority
@@ -283,6 +284,10 @@ class Intake:
             return Wait(f"it was obeyed but cannot be taken away: {error.strerror}; remove it")
         return None
 
+    def facts(self) -> IntakeFacts:
+        """Return what the status shows of the intake."""
+        return IntakeFacts(tuple(self.waiting), self.problem, self.hints_missing)
+
     # -- what the others learn ------------------------------------------------------
 
     def _note(self, answer: Answer) -> None:
@@ -295,7 +300,7 @@ class Intake:
             log.info("job_queued", extra={"job": job.name, "requests": job.requests})
         elif answer.rejected is not None:
             why = answer.rejected
-            self.queue.note(job_documents.recent_rejected(why))
+            self.queue.ended(job_documents.ended_rejected(why))
             log.warning("job_rejected", extra={"job": why.name, "code": why.code})
         elif answer.redelivered is not None:
             job = answer.redelivered

@@ -5,6 +5,7 @@ May import: contract, request, spool, ledger.
 
     active.py    what is queued and running, and who is next
     running.py   one running job: its lines, marks and files
+    marks.py     which of its requests are open, in flight, due again or over
     files.py     input.jsonl and results.part
     commit.py    many outcomes, one fdatasync a job, one transaction
     ordering.py  in which order the requests of a chunk are sent

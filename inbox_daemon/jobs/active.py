@@ -1,21 +1,36 @@
-"""The active jobs: what is queued and what is running, in memory.
+"""The active jobs: what is queued and what is running, and every durable change of them.
 
 Purpose: one view that intake asks for room, the runner for work and the status for
-figures.
+figures; one place where a job is ended early, paused, resumed, or over.
 Invariants: it is rebuilt from the spool's folders and the ledger at start and changed
-only after the move on the disk; oldest job first.
+only after the change on the disk; oldest job first; `on_change` is called after each
+change; a record never changes while its job is being published.
+Threads: `load` and `named` may be called by any, the rest by the event loop's.
 """
 
+import asyncio
+import logging
+import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import orjson
+
+from inbox_daemon.contract.facts import JobFacts, QueueFacts
 from inbox_daemon.contract.health_documents import RecentJob
+from inbox_daemon.contract.job_documents import recent_ended
 from inbox_daemon.contract.limits import QueueLoad
 from inbox_daemon.contract.names import ALL
-from inbox_daemon.contract.records import JobRecord
+from inbox_daemon.contract.records import DeadReason, Ended, EndedKind, JobRecord, Progress
 from inbox_daemon.jobs.running import RunningJob
+from inbox_daemon.ledger import Ledger
 
-_RECENT = 20
+log = logging.getLogger(__name__)
+
+# How many jobs that ended not long ago the status lists.
+RECENT = 20
+_PAUSED = "paused"
 
 
 @dataclass(slots=True)
@@ -27,77 +42,167 @@ class ActiveEntry:
 
     @property
     def open_requests(self) -> int:
-        """How many of its requests have no outcome yet."""
+        """The number of its requests that have no outcome yet."""
         return self.record.requests - (self.run.progress.ended if self.run else 0)
 
 
-@dataclass(slots=True)
 class ActiveJobs:
     """All active jobs, and the newest of those that ended."""
 
-    entries: dict[str, ActiveEntry] = field(default_factory=dict)
-    ageing_s: float = 3600.0
-    paused: set[str] = field(default_factory=set)
-    recent: deque[RecentJob] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    last_finished: RecentJob | None = None
-    last_rejected: RecentJob | None = None
+    def __init__(self, ledger: Ledger, ageing_s: float = 3600.0) -> None:
+        """Start with no job, and with what was paused when the daemon ended.
+
+        `ageing_s` is the waiting time that raises a job by one level of priority.
+        """
+        self.entries: dict[str, ActiveEntry] = {}
+        self.recent: deque[RecentJob] = deque(maxlen=RECENT)
+        self.last_finished: RecentJob | None = None
+        self.last_rejected: RecentJob | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        # Held while a record changes, and while a job is being published.
+        self.records = asyncio.Lock()
+        self._ledger, self._ageing_s = ledger, ageing_s
+        stored = ledger.get_state(_PAUSED)
+        self.paused: set[str] = set(orjson.loads(stored)) if stored else set()
+
+    # -- who is there ---------------------------------------------------------------
 
     def add(self, record: JobRecord, run: RunningJob | None = None) -> None:
         """Take up a job that lies in queued/ or running/."""
         self.entries[record.id] = ActiveEntry(record, run)
-
-    def remove(self, job_id: str) -> None:
-        """Forget a job that has left running/."""
-        del self.entries[job_id]
+        self.on_change()
 
     def load(self) -> QueueLoad:
-        """How many jobs and open requests the queue holds; for any thread."""
+        """Return how many jobs and open requests there are; for any thread."""
         entries = list(self.entries.values())
         return QueueLoad(len(entries), sum(entry.open_requests for entry in entries))
 
     def named(self, name: str) -> JobRecord | None:
-        """The active job of that name; for any thread."""
+        """Return the active job of that name; for any thread."""
         found = (e.record for e in list(self.entries.values()) if e.record.name == name)
         return next(found, None)
 
-    def replace(self, record: JobRecord) -> None:
-        """Take note of a job's changed record."""
-        entry = self.entries[record.id]
-        entry.record = record
-        if entry.run is not None:
-            entry.run.record = record
+    def run_of(self, job_id: str) -> RunningJob | None:
+        """Return the running job of that id."""
+        entry = self.entries.get(job_id)
+        return entry.run if entry else None
+
+    def runs(self, now: float | None = None) -> list[RunningJob]:
+        """Return the running jobs: oldest first or, at a moment, the most urgent first."""
+        runs = [e.run for _, e in sorted(self.entries.items()) if e.run is not None]
+        if now is None or len(runs) < 2:  # noqa: PLR2004 - one needs no order
+            return runs
+        return sorted(runs, key=lambda run: self.urgency(run.record, now))
 
     def urgency(self, record: JobRecord, now: float) -> float:
-        """A job's place in the order, the smallest first: its priority's level (0 to 2).
+        """Return a job's place in the order, the smallest first: its priority's level (0 to 2).
 
         Each `ageing_s` of waiting raises it by one level, so that no stream of jobs of
         high priority can starve one of low priority.  `now` is in seconds since 1970.
         """
-        return record.priority.level - max(now - record.created_at, 0.0) / self.ageing_s
+        return record.priority.level - max(now - record.created_at, 0.0) / self._ageing_s
 
     def is_paused(self, record: JobRecord) -> bool:
-        """Say whether the job, or all, were paused."""
+        """Return whether the job, or all, were paused."""
         return record.id in self.paused or ALL in self.paused
 
     def next_queued(self, now: float) -> JobRecord | None:
-        """The job to start next: one that only has to be ended, else the most urgent."""
+        """Return the job to start next: one that only has to be ended, else the most urgent."""
         found = [e.record for e in self.entries.values() if e.run is None]
         ready = [r for r in found if r.ending is not None or not self.is_paused(r)]
         return min(
             ready, key=lambda r: (r.ending is None, self.urgency(r, now), r.id), default=None
         )
 
-    def runs(self, now: float | None = None) -> list[RunningJob]:
-        """The running jobs: oldest first or, at a given moment, the most urgent first."""
-        runs = [e.run for _, e in sorted(self.entries.items()) if e.run is not None]
-        if now is None or len(runs) < 2:  # noqa: PLR2004 - one needs no order
-            return runs
-        return sorted(runs, key=lambda run: self.urgency(run.record, now))
+    def facts(self) -> QueueFacts:
+        """Return what the status shows of the queue; oldest job first."""
+        load = self.load()
+        entries = [entry for _, entry in sorted(self.entries.items())]
+        return QueueFacts(
+            active=load.jobs,
+            open_requests=load.requests,
+            jobs=tuple(self._job_facts(entry) for entry in entries),
+            recent=tuple(reversed(self.recent)),
+            last_finished=self.last_finished,
+            last_rejected=self.last_rejected,
+        )
+
+    def _job_facts(self, entry: ActiveEntry) -> JobFacts:
+        run = entry.run
+        return JobFacts(
+            record=entry.record,
+            paused=self.is_paused(entry.record),
+            progress=run.progress if run else Progress(),
+            running=run is not None,
+            retrying=run.marks.retrying if run else 0,
+        )
+
+    # -- durable changes ------------------------------------------------------------
+
+    async def update(self, job_id: str, **changes: object) -> None:
+        """Change an active job's record; one that is over by now is left alone.
+
+        Raises LedgerError: the change is not on the disk, the daemon must end.
+        """
+        async with self.records:
+            entry = self.entries.get(job_id)
+            if entry is None or (entry.run is not None and entry.run.complete):
+                return
+            record = entry.record.model_copy(update=changes)
+            await asyncio.to_thread(self._ledger.update, record)
+            entry.record = record
+            if entry.run is not None:
+                entry.run.record = record
+        self.on_change()
+
+    async def end(self, job_id: str, reason: DeadReason) -> None:
+        """Cancel or expire a job: what is finished will be published.
+
+        The first reason is the one that counts.
+        Raises LedgerError: as `update`.
+        """
+        entry = self.entries.get(job_id)
+        if entry is not None and entry.record.ending is None:
+            log.info("job_ending", extra={"id": job_id, "reason": reason.value})
+            await self.update(job_id, ending=reason, ending_at=time.time())
+
+    async def pause(self, target: str) -> None:
+        """Send nothing more of a job, by its id, or of ALL, a switch of its own.
+
+        Raises LedgerError: as `update`.
+        """
+        await self._set_paused(self.paused | {target})
+
+    async def resume(self, target: str) -> None:
+        """Undo a pause of the same target.
+
+        Raises LedgerError: as `update`.
+        """
+        await self._set_paused(self.paused - {target})
+
+    async def _set_paused(self, targets: set[str]) -> None:
+        chosen = targets & (self.entries.keys() | {ALL})  # jobs that are over need no entry
+        stored = orjson.dumps(sorted(chosen))
+        await asyncio.to_thread(self._ledger.put_state, _PAUSED, stored)
+        self.paused = chosen
+        self.on_change()
+
+    # -- the end --------------------------------------------------------------------
+
+    def ended(self, ended: Ended) -> None:
+        """Take note that a job is over: the one place that says so in this process.
+
+        The ledger holds the same event already (ledger/ended.py), in the transaction that
+        ended the job.
+        """
+        self.entries.pop(ended.id, None)
+        self.note(recent_ended(ended))
+        self.on_change()
 
     def note(self, job: RecentJob) -> None:
-        """Remember a job that ended, for the status."""
+        """Show a job among the recent ones: it ended, or was delivered again."""
         self.recent.append(job)
-        if job.status == "rejected":
+        if job.status == EndedKind.REJECTED:
             self.last_rejected = job
-        elif job.status not in {"redelivered", "quarantined"}:
+        elif job.status in {EndedKind.COMPLETED, EndedKind.CANCELLED, EndedKind.EXPIRED}:
             self.last_finished = job

@@ -1,7 +1,7 @@
 """The group commit: many outcomes, one fdatasync a job, one ledger transaction.
 
 Purpose: decide when outcomes are made to count, and do it in the right order.
-Invariants: output before offset: the journals are on the disk before the ledger says
+Invariants: output before offset: the results are on the disk before the ledger says
 how long they are; one commit at a time; a failed one ends the daemon, because a later
 one would succeed over the hole.
 """
@@ -9,47 +9,60 @@ one would succeed over the hole.
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from inbox_daemon.contract.config import RunConfig
 from inbox_daemon.jobs import ordering
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.running import Batch, RunningJob
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.run.poison import Bisection
 
 COMMIT_RESULTS = 512
 COMMIT_BYTES = 8 << 20
-HUNT = "hunt"
+
+
+class FurtherState(Protocol):
+    """What else the same transaction makes last, when it has changed."""
+
+    @property
+    def dirty(self) -> bool:
+        """Whether it differs from what was taken last."""
+
+    def take_state(self) -> dict[str, bytes | None]:
+        """Hand over the stored form by key, None to remove one; not dirty from then on."""
 
 
 class GroupCommit:
     """Commits what the running jobs have gathered."""
 
-    def __init__(self, run: RunConfig, queue: ActiveJobs, ledger: Ledger, hunt: Bisection) -> None:
-        """Commit the jobs of `queue` and the state of `hunt`, as `run` has it."""
-        self._queue, self._ledger, self._hunt = queue, ledger, hunt
+    def __init__(
+        self, run: RunConfig, jobs: ActiveJobs, ledger: Ledger, further: FurtherState
+    ) -> None:
+        """Commit `jobs` together with `further`, at the intervals of `run`."""
+        self._jobs, self._ledger, self._further = jobs, ledger, further
         self._interval_s, self._reorder = run.commit_interval_s, run.reorder
         self._committed_at = time.monotonic()
         self.busy = False
-        self.hunt_changed = False
-        self._writing_hunt = False
+        self._writing_further = False
 
     @property
-    def hunt_unsaved(self) -> bool:
-        """Say whether the hunt's newest state is not on the disk yet."""
-        return self.hunt_changed or self._writing_hunt
+    def further_unsaved(self) -> bool:
+        """Whether the newest further state is not on the disk yet."""
+        return self._further.dirty or self._writing_further
 
     @property
     def due_at(self) -> float | None:
         """When the next commit is due, in seconds of the monotonic clock; None if never."""
-        if any(run.dirty for run in self._queue.runs()):
+        if any(run.dirty for run in self._jobs.runs()):
             return self._committed_at + self._interval_s
         return None
 
     def due(self, now: float, *, draining: bool) -> bool:
-        """Say whether to commit at `now` (monotonic)."""
-        runs = [run for run in self._queue.runs() if run.dirty]
-        if self.hunt_changed or any(run.urgent for run in runs):
+        """Return whether to commit at `now` (monotonic)."""
+        if self.busy:
+            return False
+        runs = [run for run in self._jobs.runs() if run.dirty]
+        if self._further.dirty or any(run.urgent for run in runs):
             return True
         if sum(run.pending for run in runs) >= COMMIT_RESULTS or draining:
             return bool(runs)
@@ -58,25 +71,26 @@ class GroupCommit:
         return bool(runs) and now - self._committed_at >= self._interval_s
 
     async def commit(self) -> None:
-        """Make everything that has been gathered count.
+        """Make everything that has been gathered count; `busy` from the call to the end.
 
         Raises LedgerError, OSError: it does not count; the daemon must end.
         """
-        batches = [(run, run.take_batch()) for run in self._queue.runs() if run.dirty]
-        state = {HUNT: self._hunt.dump()} if self.hunt_changed else {}
-        self._writing_hunt, self.hunt_changed = self.hunt_changed, False
+        batches = [(run, run.take_batch()) for run in self._jobs.runs() if run.dirty]
+        self._writing_further = self._further.dirty
+        state = self._further.take_state() if self._writing_further else {}
         # From here, not from its end: what arrives during a slow commit waits no longer.
         self._committed_at = time.monotonic()
         await asyncio.to_thread(self._write, batches, state)
         for run, batch in batches:
             run.committed(batch)
-        self._writing_hunt = self.busy = False
+        self._writing_further = self.busy = False
 
     def _write(
         self, batches: list[tuple[RunningJob, Batch]], state: dict[str, bytes | None]
     ) -> None:
+        """Write everything, and put each new chunk in order; blocks, in a thread."""
         for run, batch in batches:
-            run.journal.flush(batch.lines, batch.length)
+            run.results.flush(batch.lines, batch.length)
         self._ledger.checkpoint([batch.checkpoint for _, batch in batches], state)
         if self._reorder:
             for run, batch in batches:
@@ -84,7 +98,7 @@ class GroupCommit:
 
 
 def _ordered(run: RunningJob, chunk: Sequence[int]) -> Sequence[int]:
-    """A chunk in the order that helps the engine; here, because it takes a thread's time."""
+    """Return a chunk in the order that helps the engine."""
     if not chunk:
         return chunk
     last = chunk[-1] + 1 == run.total

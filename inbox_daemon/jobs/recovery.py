@@ -8,18 +8,16 @@ goes to quarantine/ and is named in the log.
 
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
 from pydantic import ValidationError
 
-from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.documents import Refusal
 from inbox_daemon.contract.errors import DamagedJobError
-from inbox_daemon.contract.health_documents import RecentJob
-from inbox_daemon.contract.records import JobRecord
-from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.contract.job_documents import ended_damaged, ended_rejected, recent_ended
+from inbox_daemon.contract.names import JOB_SUFFIX
+from inbox_daemon.contract.records import Ended, JobRecord
+from inbox_daemon.jobs.active import RECENT, ActiveJobs
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool, durable
@@ -28,77 +26,78 @@ log = logging.getLogger(__name__)
 
 # What opening a job raises when its files lost something.
 DAMAGE = (DamagedJobError, KeyError, FileNotFoundError)
-_RECENT = 20
 
 
-def recover(spool: Spool, ledger: Ledger) -> ActiveJobs:
-    """Repair the spool and return the queue; blocks, called before any loop runs.
+def recover(spool: Spool, ledger: Ledger, ageing_s: float = 3600.0) -> ActiveJobs:
+    """Repair the spool and return the active jobs; blocks, called before any loop runs.
 
+    `ageing_s` is passed on to them.
     Raises LedgerError, OSError: the spool cannot be read.
     """
-    spool.finish_rejections()
+    spool.finish_rejections(lambda reason: _record_refusal(reason, ledger))
     spool.finish_drops()
-    _discard_claims(spool, ledger)
-    queue = ActiveJobs()
-    for job_id in spool.running_ids():
-        _recover_running(job_id, spool, ledger, queue)
-    for job_id in spool.queued_ids():
-        _recover_queued(job_id, spool, ledger, queue)
-    _forget_vanished(ledger, queue)
-    _remember_recent(spool, ledger, queue)
-    return queue
-
-
-def _discard_claims(spool: Spool, ledger: Ledger) -> None:
-    """Undo the claims in hand: their drops still lie in inbox/."""
-    for path in spool.leftover_claims():
+    for path in spool.leftover_claims():  # their drops still lie in inbox/
         if path.is_dir():
             durable.remove_tree(path)
             continue
-        if path.suffix == ".jsonl":
+        if path.suffix == JOB_SUFFIX:
             ledger.forget(path.stem)
         durable.remove_file(path)
+    jobs = ActiveJobs(ledger, ageing_s)
+    for job_id in spool.running_ids():
+        _recover_running(job_id, spool, ledger, jobs)
+    for job_id in spool.queued_ids():
+        record = ledger.job(job_id)
+        if record is None or job_id in jobs.entries:
+            _quarantine(spool.queued / f"{job_id}{JOB_SUFFIX}", spool)
+        else:
+            jobs.add(record)
+    _forget_vanished(ledger, jobs)
+    for ended in ledger.last_endings(RECENT):
+        jobs.note(recent_ended(ended))
+    return jobs
 
 
-def _recover_running(job_id: str, spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
+def _record_refusal(reason: bytes, ledger: Ledger) -> None:
+    """Write the ended event of a refusal, unless its reason cannot be read."""
+    try:
+        ledger.record_ended(ended_rejected(Refusal.model_validate_json(reason)))
+    except ValidationError as error:
+        log.warning("reason_unreadable", extra={"reason": str(error)})
+
+
+def _recover_running(job_id: str, spool: Spool, ledger: Ledger, jobs: ActiveJobs) -> None:
+    """Go on with a running job; one whose files are damaged is set aside, not the rest."""
     record = ledger.job(job_id)
     if record is not None and record.finished_at is not None:
         spool.discard(job_id)
-    elif record is not None and spool.input_path(job_id).exists():
-        _reopen(record, spool, ledger, queue)
-    elif not durable.remove_empty_dir(spool.running / job_id):
-        _quarantine(spool.running / job_id, spool)
-
-
-def _reopen(record: JobRecord, spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
-    """Go on with a running job; one whose files are damaged is set aside, not the rest."""
+        return
+    if record is None or not spool.input_path(job_id).exists():
+        if not durable.remove_empty_dir(spool.running / job_id):
+            _quarantine(spool.running / job_id, spool)
+        return
     try:
         run = RunningJob(record, spool, ledger)
     except DAMAGE as error:
-        queue.note(quarantine_job(record, spool, error))
+        quarantine_job(record, spool, ledger, error)
         return
-    queue.add(record, run)
+    jobs.add(record, run)
     fields = {"job": record.name, "ended": run.progress.ended, "requests": run.total}
     log.info("job_recovered", extra=fields)
 
 
-def quarantine_job(record: JobRecord, spool: Spool, error: Exception) -> RecentJob:
-    """Keep a running job whose files are damaged in quarantine/; return what to tell of it.
+def quarantine_job(record: JobRecord, spool: Spool, ledger: Ledger, error: Exception) -> Ended:
+    """Keep a running job whose files are damaged in quarantine/; return its ended event.
 
-    Its record is left to whoever calls.
+    Raises LedgerError, OSError.
     """
     log.error("job_damaged", extra={"job": record.name, "reason": str(error)}, exc_info=error)
     if not durable.remove_empty_dir(spool.running / record.id):
         _quarantine(spool.running / record.id, spool)
-    return job_documents.recent_damaged(record, str(error), time.time())
-
-
-def _recover_queued(job_id: str, spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
-    record = ledger.job(job_id)
-    if record is None or job_id in queue.entries:
-        _quarantine(spool.queued / f"{job_id}.jsonl", spool)
-    else:
-        queue.add(record)
+    why = f"{error}; what is left of the job lies in quarantine/{record.id}"
+    ended = ended_damaged(record, why, time.time())
+    ledger.forget(record.id, ended)
+    return ended
 
 
 def _quarantine(path: Path, spool: Spool) -> None:
@@ -106,26 +105,10 @@ def _quarantine(path: Path, spool: Spool) -> None:
     log.error("quarantined", extra={"path": str(path), "moved_to": str(moved)})
 
 
-def _forget_vanished(ledger: Ledger, queue: ActiveJobs) -> None:
-    """Free the names of jobs whose files somebody took out of the spool."""
+def _forget_vanished(ledger: Ledger, jobs: ActiveJobs) -> None:
+    """Free the names of jobs whose files were taken out of the spool."""
     for record in ledger.jobs():
-        if record.finished_at is None and record.id not in queue.entries:
+        if record.finished_at is None and record.id not in jobs.entries:
             log.error("job_vanished", extra={"job": record.name, "id": record.id})
-            ledger.forget(record.id)
-
-
-def _remember_recent(spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
-    finished = [record for record in ledger.jobs() if record.finished_at is not None]
-    notes = [job_documents.recent_finished(record) for record in finished]
-    notes += [job_documents.recent_rejected(reason) for reason in _reasons(spool)]
-    for note in sorted(notes, key=lambda note: note.at)[-_RECENT:]:
-        queue.note(note)
-
-
-def _reasons(spool: Spool) -> Iterator[Refusal]:
-    newest = sorted(spool.rejected.glob("*.reason.json"), key=lambda path: path.lstat().st_mtime)
-    for path in newest[-_RECENT:]:
-        try:
-            yield Refusal.model_validate(orjson.loads(path.read_bytes()))
-        except (OSError, orjson.JSONDecodeError, ValidationError):
-            log.warning("reason_unreadable", extra={"path": str(path)})
+            why = "its files are no longer in queued/ or running/; send it again if it is wanted"
+            ledger.forget(record.id, ended_damaged(record, why, time.time()))

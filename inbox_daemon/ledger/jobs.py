@@ -6,14 +6,15 @@ Invariant: a job's lines go when it is finished; its record and dead letters sta
 
 import lmdb
 
-from inbox_daemon.contract.records import DeadLetter, InvalidLine, JobRecord
-from inbox_daemon.ledger.store import Store, line_key, load
+from inbox_daemon.contract.records import DeadLetter, Ended, InvalidLine, JobRecord
+from inbox_daemon.ledger.ended import Endings
+from inbox_daemon.ledger.store import line_key, load
 
 _PER_LINE = ("lines", "retries", "invalid", "redrives")
 _ROW_BYTES = 1024
 
 
-class JobRows(Store):
+class JobRows(Endings):
     """Accepted jobs, by id and by delivery."""
 
     def accept(
@@ -41,7 +42,7 @@ class JobRows(Store):
         with self._write() as txn:
             self._put(txn, "jobs", job.id.encode(), job)
 
-    def finish(self, job: JobRecord) -> None:
+    def finish(self, job: JobRecord, ended: Ended) -> None:
         """Close a published job: its record stays for re-deliveries, its lines go.
 
         Its dead letters stay until they are redriven or purged; those of another job
@@ -52,9 +53,13 @@ class JobRows(Store):
             for _, origin in list(self._rows(txn, "redrives", job.id)):
                 txn.delete(origin, db=self._db["dead"])
             self._forget_lines(txn, job.id)
+            self._record_ended(txn, ended)
 
-    def forget(self, job_id: str) -> None:
-        """Remove a job that never reached queued/, or whose time is over."""
+    def forget(self, job_id: str, ended: Ended | None = None) -> None:
+        """Remove a job that never reached queued/, is damaged, or whose time is over.
+
+        `ended` is its ended event, if this is its end.
+        """
         with self._write() as txn:
             job = self._get(txn, "jobs", job_id.encode(), JobRecord)
             if job is not None:
@@ -63,6 +68,8 @@ class JobRows(Store):
                     txn.delete(key, db=self._db["deliveries"])
                 txn.delete(job_id.encode(), db=self._db["jobs"])
             self._forget_lines(txn, job_id)
+            if ended is not None:
+                self._record_ended(txn, ended)
 
     def _forget_lines(self, txn: lmdb.Transaction, job_id: str) -> None:
         txn.delete(job_id.encode(), db=self._db["progress"])

@@ -35,6 +35,8 @@ _TABLES = (
     "dead",
     "invalid",
     "redrives",
+    "ended",
+    "ended_ids",
 )
 _LINE = struct.Struct(">I")
 _FIRST_MAP_BYTES = 256 << 20
@@ -46,9 +48,13 @@ def _with_energy(_txn: lmdb.Transaction, _db: dict[str, Any]) -> None:
     """From 1 to 2: jobs have an energy and the time of an early end, unknown where they lack it."""
 
 
+def _with_endings(_txn: lmdb.Transaction, _db: dict[str, Any]) -> None:
+    """From 2 to 3: what ends from now on leaves an event; earlier ends have none."""
+
+
 # How a ledger of version n becomes one of version n + 1, by n.  A change of a record's
 # shape raises records.LEDGER_VERSION and adds its step here, for good.
-UPGRADES: dict[int, Upgrade] = {1: _with_energy}
+UPGRADES: dict[int, Upgrade] = {1: _with_energy, 2: _with_endings}
 _R = TypeVar("_R", bound=Record)
 
 
@@ -98,6 +104,9 @@ class Store:
             self._db = {
                 name: self._env.open_db(name.encode(), create=not readonly) for name in _TABLES
             }
+        except lmdb.NotFoundError:  # read-only, before the daemon has upgraded it
+            msg = f"{self._folder} is an older release's ledger; `inbox-daemon run` upgrades it"
+            raise LedgerError("ledger_version", msg) from None
         except lmdb.Error as error:
             msg = f"the ledger in {self._folder} cannot be opened: {error}"
             raise LedgerError("ledger_unreadable", msg) from None

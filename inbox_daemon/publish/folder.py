@@ -51,7 +51,7 @@ def publish(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
     if shown is None:
         shown = spool.publish(record.id, record.name)
     record = _finished(record, ledger).model_copy(update={"outbox": shown})
-    ledger.finish(record)
+    ledger.finish(record, job_documents.ended_job(record))
     spool.discard(record.id)
     log.info(
         "job_published",

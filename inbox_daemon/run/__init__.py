@@ -7,6 +7,7 @@ May import: contract, request, spool, ledger, jobs, engine, gpu, publish.
     attempts.py      requests in flight, each to its verdict
     outcomes.py      what a reply means
     arrivals.py      what an arrival means for its job
+    suspects.py      the requests of an engine that died, until their outcomes
     poison.py        bisection over engine deaths, for the request that causes them
     dead_letters.py  from a verdict to a dead letter
     lifecycle.py     a job around its requests: started, ended early, published, set aside

@@ -77,7 +77,7 @@ class Attempts:
         """Start one attempt."""
         line, now = run.input.line_of(ordinal), time.monotonic()
         flight = Flight(run, ordinal, line, request.custom_id, target.generation, now)
-        run.start(ordinal)
+        run.marks.start(ordinal)
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
         body = engine_body(request, target.model)
         task = asyncio.create_task(self._attempt(flight, request.url, body))

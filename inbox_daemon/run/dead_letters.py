@@ -5,6 +5,7 @@ Invariants: the engine's own words are passed on; the request is kept with them,
 that a letter can be understood and redriven without the job's file.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,12 @@ import orjson
 
 from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.records import DeadLetter, DeadReason, JobRecord, RetryRecord
+from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.json_guard import WRITABLE_DEPTH, holds_too_much, nests_deeper
 from inbox_daemon.request.line import custom_id_of, error_line
 from inbox_daemon.run.outcomes import Action, Verdict
+
+log = logging.getLogger(__name__)
 
 _MAX_TEXT = 4096
 
@@ -129,3 +133,50 @@ def charge(history: RetryRecord | None, verdict: Verdict, now: float) -> RetryRe
         first_at=history.first_at if history else now,
         last_at=now,
     )
+
+
+class DeadLetters:
+    """Sets requests of running jobs aside, and counts them."""
+
+    def __init__(self, max_line_bytes: int) -> None:
+        """Read at most `max_line_bytes` of a request's line."""
+        self._max_line_bytes = max_line_bytes
+        self.count = 0
+
+    def set_aside_tried(self, run: RunningJob, ordinal: int, verdict: Verdict, now: float) -> None:
+        """Set a request aside whose last attempt ended with `verdict`, which is charged."""
+        dead = self._dead_request(run, ordinal)
+        history = charge(run.retries.get(dead.line), verdict, now)
+        self._set_aside(run, ordinal, make_letter(dead, verdict, verdict.reason, history, now))
+
+    def set_aside_invalid(self, run: RunningJob, ordinal: int, fault: Fault, now: float) -> None:
+        """Set a line aside that is no valid request."""
+        self._set_aside(run, ordinal, make_invalid(self._dead_request(run, ordinal), fault, now))
+
+    def set_aside_ended(
+        self, run: RunningJob, ordinal: int, reason: DeadReason, now: float
+    ) -> None:
+        """Set a request aside whose job was cancelled or has expired."""
+        dead = self._dead_request(run, ordinal)
+        fault = run.invalid.get(dead.line)
+        if fault is not None:
+            self._set_aside(run, ordinal, make_invalid(dead, fault, now))
+            return
+        made = make_ended(dead, reason, run.retries.get(dead.line), now)
+        self._set_aside(run, ordinal, made)
+
+    def set_aside_poison(self, run: RunningJob, ordinal: int, deaths: int, now: float) -> None:
+        """Set a request aside that has killed the engine `deaths` times, alone."""
+        dead = self._dead_request(run, ordinal)
+        self._set_aside(run, ordinal, make_poison(dead, deaths, run.retries.get(dead.line), now))
+
+    def _dead_request(self, run: RunningJob, ordinal: int) -> DeadRequest:
+        raw = run.input.read(ordinal, self._max_line_bytes)
+        return DeadRequest(run.record, run.input.line_of(ordinal), raw)
+
+    def _set_aside(self, run: RunningJob, ordinal: int, made: SetAside) -> None:
+        run.set_aside(ordinal, made.output, made.letter, retryable=made.retryable)
+        letter = made.letter
+        fields = {"job": letter.job, "line": letter.line, "reason": letter.reason.value}
+        log.debug("dead_letter", extra=fields | {"code": letter.code})
+        self.count += 1

@@ -4,7 +4,8 @@ Purpose: keep the engine busy with the requests of the running jobs and bring ev
 job to its end.
 Invariants: a request starts only after the chunk that holds it was committed, or its
 failed attempt was; there is no barrier, neither between chunks nor between jobs; while
-suspects are hunted, nothing else runs; a job that is ended early is published too.
+suspects of an engine's death run, nothing else does; a job that is ended early is
+published too; whatever keeps requests back is what `hindrance` returns.
 Known limit: one commit at a time, so a slow disk delays what counts, not what runs.
 """
 
@@ -12,30 +13,40 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.facts import RunFacts
+from inbox_daemon.contract.hindrances import Hindrance, HindranceCode
+from inbox_daemon.contract.names import ALL
 from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.engine.base import Engine, EngineState
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.jobs.active import ActiveJobs
-from inbox_daemon.jobs.commit import HUNT, GroupCommit
+from inbox_daemon.jobs.commit import GroupCommit
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.faults import LineFaultError
 from inbox_daemon.request.line import parse_request
 from inbox_daemon.run.arrivals import Arrivals
 from inbox_daemon.run.attempts import Attempts, Target
-from inbox_daemon.run.lifecycle import Lifecycle, Publish
-from inbox_daemon.run.poison import Bisection
+from inbox_daemon.run.dead_letters import DeadLetters
+from inbox_daemon.run.lifecycle import Lifecycle
+from inbox_daemon.run.suspects import STATE, Suspects
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger(__name__)
 
-# A job that is ended early buries its requests so many at a time, and the loop turns.
+# A job that is ended early sets this many requests aside before the loop turns.
 SET_ASIDE_AT_ONCE = 500
-# So many requests are launched, or lines made that are none, before the loop turns.
+# This many requests are launched, or invalid lines set aside, before the loop turns.
 LAUNCHES = 1000
+# The loop turns at least this often, whatever it may have missed.
+LONGEST_WAIT_S = 1.0
+_NOT_READY = {
+    EngineState.STOPPED: (HindranceCode.ENGINE_STOPPED, "the engine is not running yet"),
+    EngineState.STARTING: (HindranceCode.ENGINE_STARTING, "the engine is loading"),
+}
 
 
 class Runner:
@@ -46,36 +57,101 @@ class Runner:
         config: Config,
         spool: Spool,
         ledger: Ledger,
-        queue: ActiveJobs,
+        jobs: ActiveJobs,
         engine: Engine,
         governor: Governor,
-        publish: Publish,
+        charge_energy: Callable[[], Awaitable[None]],
     ) -> None:
-        """Join the parts; nothing runs yet.  `publish` takes a job out of the queue."""
-        self._config, self._queue = config, queue
+        """Join the parts; nothing runs yet.
+
+        `charge_energy` charges the running jobs with what the card used up to now.
+        """
+        self._config, self._jobs = config, jobs
         self._engine, self._governor = engine, governor
         self._wake = asyncio.Event()
-        self._hunt = Bisection.load(ledger.get_state(HUNT))
+        self._letters = DeadLetters(config.limits.max_line_bytes)
+        self._suspects = Suspects(jobs, ledger.get_state(STATE), self._set_aside_poison)
         self._attempts = Attempts(engine, config.run.request_timeout_s, self._wake.set)
-        self._committer = GroupCommit(config.run, queue, ledger, self._hunt)
-        self.collector = Arrivals(config, queue, self._hunt, self._committer)
+        self._commit = GroupCommit(config.run, jobs, ledger, self._suspects)
+        self._arrivals = Arrivals(config.run, self._suspects, self._letters)
         self._background: set[asyncio.Future[None]] = set()
-        self.jobs = Lifecycle(spool, ledger, queue, publish, self._in_the_background)
+        self._lifecycle = Lifecycle(spool, ledger, jobs, charge_energy, self._in_the_background)
         self._draining = False
-        self.paused: str | None = None
+        # Why the disk is too full to go on, set from outside.
+        self.disk_short: str | None = None
         # Whether the window was all that kept requests back at the last admission.
         self.limited = False
-        self.turned_at = time.monotonic()
+        self.turned_at = self._last_outcome_at = time.monotonic()
+
+    # -- what others see ------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
-        """How many requests are with the engine."""
+        """The number of requests that are with the engine."""
         return len(self._attempts)
 
     @property
-    def hunting(self) -> bool:
-        """Say whether suspects of an engine death run alone."""
-        return bool(self._hunt)
+    def finished(self) -> int:
+        """The number of requests that got their outcome since the daemon began."""
+        return self._arrivals.results + self._letters.count
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Two counts of which one changes with each step of the work."""
+        return self._arrivals.arrivals, self.finished
+
+    def hindrance(self) -> Hindrance | None:  # noqa: C901, PLR0911 - one list, in order
+        """Return why nothing is sent now, the gravest reason first; None while requests may be.
+
+        While suspects of an engine's death run (BISECTION), nothing but them is sent.
+        """
+        code, now, info = HindranceCode, time.monotonic(), self._engine.info
+        if self._draining:
+            return Hindrance(code.DRAINING, "the daemon is stopping: what runs may finish")
+        if self.disk_short:
+            return Hindrance(code.DISK_SHORT, self.disk_short)
+        if info.state is EngineState.BACKOFF:
+            words = f"the engine does not run: {info.last_error or 'no reason known'}"
+            return Hindrance(code.ENGINE_BACKOFF, words)
+        if self._arrivals.hold_until > now:
+            return Hindrance(code.SERVER_REFUSES, self._arrivals.problem or "")
+        if self._suspects.hold_until > now:
+            return Hindrance(code.ENGINE_DOUBTED, self._suspects.problem or "")
+        if self._governor.closed:
+            return Hindrance(code.GOVERNOR_CLOSED, self._governor.reason or "")
+        if ALL in self._jobs.paused:
+            words = "all jobs were paused; `inbox-daemon resume` lets them go on"
+            return Hindrance(code.ALL_PAUSED, words)
+        if self._jobs.paused and self._only_paused():
+            words = "each job was paused; `inbox-daemon resume NAME` lets one go on"
+            return Hindrance(code.JOBS_PAUSED, words)
+        if info.state is not EngineState.READY:
+            return Hindrance(*_NOT_READY[info.state])
+        # An engine's flights must all have come back before the next one gets any, and
+        # which suspects are tried next must be on the disk first.
+        if self._suspects.lost or self._attempts.stale or self._commit.further_unsaved:
+            words = "the engine died; what was running is being sorted out"
+            return Hindrance(code.ENGINE_LOST, words)
+        if self._suspects.bisecting:
+            words = "the engine died; the requests that were running are tried in groups"
+            return Hindrance(code.BISECTION, words)
+        return None
+
+    def _only_paused(self) -> bool:
+        """Return whether each job that is to go on was paused by its name."""
+        records = [e.record for e in self._jobs.entries.values() if e.record.ending is None]
+        return bool(records) and all(map(self._jobs.is_paused, records))
+
+    def facts(self) -> RunFacts:
+        """Return what the status shows of the runner."""
+        return RunFacts(
+            hindrance=self.hindrance(),
+            problem=self._arrivals.problem or self._suspects.problem,
+            bisecting=self._suspects.bisecting,
+            in_flight=self.in_flight,
+            deaths=self._suspects.deaths,
+            last_outcome_at=self._last_outcome_at,
+        )
 
     # -- the loop -------------------------------------------------------------------
 
@@ -84,16 +160,18 @@ class Runner:
 
         Raises what must end the daemon: LedgerError, OSError, or a bug.
         """
-        self._hunt.keep(self.collector.open_suspects())
-        self.collector.put_off()
+        self._suspects.restore()
         while not self._drained():
             self.turned_at = time.monotonic()
             self._collect()
             self._clear_doubt()
             self._end_jobs()
             self._admit()
-            self._commit()
-            self._publish_complete()
+            if self._commit.due(time.monotonic(), draining=self._draining):
+                self._commit.busy = True
+                self._in_the_background(self._commit.commit())
+            if not self._commit.busy:
+                self._lifecycle.publish_complete()
             await self._wait()
 
     def wake(self) -> None:
@@ -111,15 +189,21 @@ class Runner:
         self.wake()
 
     def _drained(self) -> bool:
+        """Return whether the drain is over: all flights ended, all that finished committed."""
         if not self._draining or len(self._attempts) or self._background:
             return False
-        unsaved = self._committer.hunt_unsaved or any(r.pending for r in self._queue.runs())
-        return not (unsaved or self.collector.suspects)
+        unsaved = self._commit.further_unsaved or any(r.pending for r in self._jobs.runs())
+        return not (unsaved or self._suspects.lost)
 
     async def _wait(self) -> None:
+        """Wait for a wake-up, or for what is due by itself."""
+        now = time.monotonic()
+        moments = [run.marks.next_due() for run in self._jobs.runs()]
+        moments += [self._commit.due_at, self._arrivals.hold_until, self._suspects.hold_until]
+        left = [moment - now for moment in moments if moment is not None and moment > now]
         with contextlib.suppress(TimeoutError):
             # Not wait_for, which loses a cancellation that meets the end of its wait (3.11).
-            async with asyncio.timeout(self._patience()):
+            async with asyncio.timeout(max(0.002, min([LONGEST_WAIT_S, *left]))):
                 await self._wake.wait()
         # The wait above may return without letting anything else run: what
         # woke us would still be counted as in flight, and its place stay empty for a turn.
@@ -129,14 +213,6 @@ class Runner:
             self._background.discard(task)
             task.result()
 
-    def _patience(self) -> float:
-        """Seconds until something is due by itself, at most one."""
-        now = time.monotonic()
-        moments = [run.next_due() for run in self._queue.runs()]
-        moments += [self._committer.due_at, self.collector.hold_until]
-        left = [moment - now for moment in moments if moment is not None and moment > now]
-        return max(0.002, min([1.0, *left]))
-
     def _in_the_background(self, work: Awaitable[None]) -> None:
         """Run beside the loop; an exception there ends the loop too."""
         task = asyncio.ensure_future(work)
@@ -144,89 +220,92 @@ class Runner:
         task.add_done_callback(lambda _: self._wake.set())
 
     def _collect(self) -> None:
+        """Give what has arrived its consequence, and a death of the engine its own."""
+        before = self.finished
         for arrival in self._attempts.take():
-            self.collector.take(arrival)
-        if self.collector.suspects and not len(self._attempts):
-            self.collector.engine_died()
+            self._arrivals.take(arrival)
+        if self._suspects.lost and not len(self._attempts):
+            self._suspects.engine_died()
+        if self.finished > before:
+            self._last_outcome_at = time.monotonic()
 
     def _clear_doubt(self) -> None:
         """Ask whether the server means us, if no other request is left that would show it."""
-        status, self.collector.in_doubt = self.collector.in_doubt, None
-        if status is not None and self.collector.only_refused(self._admittable()):
+        status, self._arrivals.in_doubt = self._arrivals.in_doubt, None
+        if status is None:
+            return
+        runs = self._admittable()
+        refused = self._arrivals.refused(runs)
+        if all(run.left == refused[run.record.id] for run in runs):
             self._in_the_background(self._ask(status))
 
     async def _ask(self, status: int) -> None:
         if await self._engine.accepts_us():
-            self.collector.note_accepted(status)
+            self._arrivals.note_accepted(status)
 
     # -- admit ----------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Fill the window: suspects alone while a hunt is on, else the jobs by urgency."""
+        """Fill the window: suspects alone while there are any, else the jobs by urgency."""
         self.limited = False
-        if not self._may_admit():
-            return
-        self.collector.postpone_paused()
-        if self._hunt:
-            self._admit_suspects()
+        self._suspects.postpone_paused()
+        hindrance = self.hindrance()
+        if hindrance is not None:
+            if hindrance.code is HindranceCode.BISECTION:
+                self._admit_suspects()
             return
         runs = self._admittable()
-        if (tried := self.collector.left_to_try(runs)) is not None:
+        tried = self._suspects.left_to_try(runs, self._arrivals.refused(runs))
+        if tried is not None:
             if not self.in_flight:
-                self.collector.recall(tried)
+                self._suspects.recall(tried)
             return
         room = self._governor.window - self.in_flight
         for run in runs:
             room = self._admit_from(run, room)
-            self._admit_chunk(run)
-            self.limited = self.limited or (room <= 0 and run.startable > 0)
-        self.jobs.start_next(runs, room=room > 0)
-
-    def _may_admit(self) -> bool:
-        if self._draining or self.paused or self.collector.suspects:
-            return False
-        # Who is tried next must be on the disk first; and an engine's flights must all
-        # have come back before the next one gets any.
-        if self._committer.hunt_unsaved or self._attempts.stale:
-            return False
-        held = self.collector.hold_until > time.monotonic()
-        return not held and self._engine.info.state is EngineState.READY
+            marks = run.marks
+            # The next chunk is admitted before the last one is spent, so that it need not wait.
+            spare = marks.startable > self._governor.window
+            if not (marks.fully_admitted or marks.admitting or spare):
+                first, last = map(run.input.line_of, marks.admit(self._governor.chunk_size))
+                job = run.record.name
+                log.debug("chunk_admitted", extra={"job": job, "first": first, "last": last})
+            self.limited = self.limited or (room <= 0 and marks.startable > 0)
+        self._lifecycle.start_next(runs, room=room > 0)
 
     def _admittable(self) -> list[RunningJob]:
+        """Return the jobs that may run, the most urgent first."""
         return [
             run
-            for run in self._queue.runs(time.time())
-            if run.record.ending is None and not self._queue.is_paused(run.record)
+            for run in self._jobs.runs(time.time())
+            if run.record.ending is None and not self._jobs.is_paused(run.record)
         ]
 
     def _admit_from(self, run: RunningJob, room: int) -> int:
+        """Launch what a job has ready, as far as there is room; return the room that is left."""
         now, turns, target = time.monotonic(), 0, self._target()
-        while room > 0 and turns < LAUNCHES and (ordinal := run.next_ordinal(now)) is not None:
+        while room > 0 and turns < LAUNCHES:
+            ordinal = run.marks.next_ordinal(now)
+            if ordinal is None:
+                break
             room -= self._launch(run, ordinal, target)
             turns += 1
-        if turns == LAUNCHES:  # lines that are no requests take no room: let the loop turn
+        if turns == LAUNCHES:  # invalid lines take no room: let the loop turn
             self.wake()
         return room
 
-    def _admit_chunk(self, run: RunningJob) -> None:
-        """Admit the next chunk before the last one is spent, so that nobody waits for it."""
-        if run.fully_admitted or run.admitting or run.startable > self._governor.window:
-            return
-        first, last = run.admit_chunk(self._governor.chunk_size)
-        log.debug("chunk_admitted", extra={"job": run.record.name, "first": first, "last": last})
-
     def _admit_suspects(self) -> None:
-        for job_id, line in list(self._hunt.group):
+        for job_id, line in self._suspects.group:
             if self.in_flight >= self._governor.window:
                 return
-            run = self.collector.run_of(job_id)
+            run = self._jobs.run_of(job_id)
             if run is None or not run.is_open(line):
-                self.collector.clear((job_id, line))
-            elif run.take_suspect(run.input.ordinal_of(line)):
+                self._suspects.forget((job_id, line))
+            elif run.marks.take_suspect(run.input.ordinal_of(line)):
                 self._launch(run, run.input.ordinal_of(line), self._target())
 
     def _launch(self, run: RunningJob, ordinal: int, target: Target) -> int:
-        """Send one request, or bury a line that is none; return how many are in flight."""
+        """Send one request, or set an invalid line aside; return how many are in flight."""
         fault = run.invalid.get(run.input.line_of(ordinal))
         if fault is None:
             try:
@@ -237,46 +316,39 @@ class Runner:
             else:
                 self._attempts.launch(run, ordinal, request, target)
                 return 1
-        self.collector.set_aside_invalid(run, ordinal, fault)
+        self._letters.set_aside_invalid(run, ordinal, fault, time.time())
         return 0
 
     def _target(self) -> Target:
-        """Where requests go now; asked once a turn, as it costs as much as a request."""
+        """Return where requests go now; asked once a turn, as it costs as much as a request."""
         info = self._engine.info
         model = self._config.engine.served_name or (info.models[0] if info.models else None)
         return Target(info.generation, model)
 
-    # -- end, commit and publish -----------------------------------------------------
+    # -- end ------------------------------------------------------------------------
 
     def _end_jobs(self) -> None:
         """Bring jobs to their end that were cancelled or have expired; needs no engine."""
-        for entry in list(self._queue.entries.values()):
+        for entry in list(self._jobs.entries.values()):
             record, run = entry.record, entry.run
             if record.ending is None:
-                self.jobs.expire(record)
+                self._lifecycle.expire(record)
             elif run is not None:
                 self._set_aside_rest(run, record.ending)
             elif not self._draining:
-                self.jobs.start(record)
+                self._lifecycle.start(record)
 
     def _set_aside_rest(self, run: RunningJob, reason: DeadReason) -> None:
         if run.in_flight:
             self._attempts.abort(run)
             return
         for _ in range(SET_ASIDE_AT_ONCE):
-            ordinal = run.next_open()
+            ordinal = run.marks.next_open()
             if ordinal is None:
                 return
-            self.collector.set_aside_ended(run, ordinal, reason)
+            self._suspects.forget((run.record.id, run.input.line_of(ordinal)))
+            self._letters.set_aside_ended(run, ordinal, reason, time.time())
         self.wake()
 
-    def _commit(self) -> None:
-        if not self._committer.busy and self._committer.due(
-            time.monotonic(), draining=self._draining
-        ):
-            self._committer.busy = True
-            self._in_the_background(self._committer.commit())
-
-    def _publish_complete(self) -> None:
-        if not self._committer.busy:
-            self.jobs.publish_complete()
+    def _set_aside_poison(self, run: RunningJob, ordinal: int, deaths: int) -> None:
+        self._letters.set_aside_poison(run, ordinal, deaths, time.time())

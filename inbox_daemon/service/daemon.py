@@ -1,44 +1,34 @@
-"""The daemon: the parts put together, from start to drain.
+"""The daemon: its loops, from the first turn to the drain.
 
-Purpose: start-up, the loops, signals, shutdown; nothing here decides about a job.
-Invariants: one daemon a spool (the lock); a loop that ends by an exception ends the
-daemon, so that systemd starts it anew and recovery runs; the first signal drains, the
-second leaves at once; a heartbeat is sent only while the loops turn.
+Purpose: run the parts, write the status, watch the disk, prove that all of it is alive.
+Invariants: a loop that ends by an exception ends the daemon, so that systemd starts it
+again and recovery runs; the first stop drains; a heartbeat is sent only while the loops
+turn.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
+import platform
 import time
-from dataclasses import dataclass, field
 
 import sdnotify
 
 from inbox_daemon.contract import job_documents
-from inbox_daemon.contract.config import Config
-from inbox_daemon.engine.base import Engine
-from inbox_daemon.gpu.governor import Governor
-from inbox_daemon.gpu.nvml import Gpu
-from inbox_daemon.intake.admission import Admission
-from inbox_daemon.intake.control import Controller
-from inbox_daemon.intake.loop import Intake
-from inbox_daemon.intake.redrive import Redriver
-from inbox_daemon.jobs.active import ActiveJobs
-from inbox_daemon.jobs.running import RunningJob
-from inbox_daemon.ledger import Ledger
+from inbox_daemon.contract.facts import DiskFacts
+from inbox_daemon.contract.limits import disk_shortage
 from inbox_daemon.publish import retention
-from inbox_daemon.publish.folder import publish
-from inbox_daemon.report.status import Reporter
-from inbox_daemon.request.validation import Served
-from inbox_daemon.run.runner import Runner
+from inbox_daemon.report import health, status
+from inbox_daemon.report.facts import Facts
+from inbox_daemon.report.trends import Trends
+from inbox_daemon.service.parts import Parts
 from inbox_daemon.service.stalls import Heartbeat, Turn
-from inbox_daemon.service.worker import Worker
-from inbox_daemon.spool import Spool
 
 log = logging.getLogger(__name__)
 
 RETENTION_TICK_S = 600.0
+DISK_TICK_S = 2.0
 MIN_STATUS_GAP_S = 0.2
 STALLED_S = 30.0
 INTAKE_STALLED_S = 300.0
@@ -46,136 +36,98 @@ INTAKE_STALLED_S = 300.0
 PROGRESS_SPARE_S = 120.0
 
 
-@dataclass(slots=True)
 class Daemon:
-    """All parts of one running daemon."""
+    """All loops of one running daemon."""
 
-    config: Config
-    spool: Spool
-    ledger: Ledger
-    queue: ActiveJobs
-    engine: Engine
-    governor: Governor
-    gpu: Gpu
-    changed: asyncio.Event
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-    runner: Runner = field(init=False)
-    intake: Intake = field(init=False)
-    reporter: Reporter = field(init=False)
-    _readings: Worker = field(init=False)
-    _heartbeat: Heartbeat = field(init=False)
-    _reported_at: float = field(default_factory=time.monotonic)
-    _notifier: sdnotify.SystemdNotifier = field(default_factory=sdnotify.SystemdNotifier)
-
-    def __post_init__(self) -> None:
-        """Join the parts that need each other."""
-        self.runner = Runner(
-            self.config,
-            self.spool,
-            self.ledger,
-            self.queue,
-            self.engine,
-            self.governor,
-            self._publish,
-        )
-        admission = Admission(self.config, self.spool, self.ledger, self.queue, self._served)
-        redriver = Redriver(self.spool, self.ledger, admission)
-        self.intake = Intake(
-            self.config,
-            self.spool,
-            self.queue,
-            admission,
-            Controller(self.queue, self.ledger, self.runner, redriver),
-            self._on_change,
-        )
-        self.reporter = Reporter(self.config, self.queue, self.runner, self.intake, self.governor)
-        self._readings = Worker(
-            self.config,
-            self.spool,
-            self.queue,
-            self.engine,
-            self.governor,
-            self.gpu,
-            self.runner,
-            self.intake,
-            self.reporter,
-            self._on_change,
-        )
-        longest_s = max(self.config.run.request_timeout_s, self.config.engine.hang_s)
+    def __init__(self, parts: Parts, changed: asyncio.Event) -> None:
+        """Take the parts; `changed` is set after each change that the status would show."""
+        self.parts, self._changed = parts, changed
+        self.stop = asyncio.Event()
+        config = parts.config
+        longest_s = max(config.run.request_timeout_s, config.engine.hang_s)
         self._heartbeat = Heartbeat(longest_s + PROGRESS_SPARE_S)
-
-    # -- what the parts ask of each other -------------------------------------------
-
-    def _on_change(self) -> None:
-        self.changed.set()
-        self.runner.wake()
-
-    def _served(self) -> Served:
-        configured = self.config.engine.served_name
-        models = self.engine.info.models
-        default = configured or (models[0] if models else None)
-        return Served(default, frozenset(filter(None, [configured, *models])))
-
-    async def _publish(self, run: RunningJob) -> None:
-        await self._readings.charge_now()
-        record = run.record.model_copy(update={"energy_j": run.energy_j})
-        record = await asyncio.to_thread(publish, record, self.spool, self.ledger)
-        run.close()
-        self.queue.remove(record.id)
-        self.queue.note(job_documents.recent_finished(record))
-        self.reporter.dead_letters = await asyncio.to_thread(self.ledger.dead_count)
-        self.intake.wake()
-        self._on_change()
+        self._notifier = sdnotify.SystemdNotifier()
+        self._disk: DiskFacts | None = None
+        self._stopping = False
+        self._trends = Trends()
+        self._seq = 0
+        self._started_at, self._reported_at = time.time(), time.monotonic()
 
     # -- the loops ------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run until told to stop, then drain.
+        """Run until `stop` is set, then drain.
 
         Raises whatever ended a loop.
         """
-        engine = asyncio.create_task(self.engine.run(), name="engine")
+        parts, worker = self.parts, self.parts.worker
+        engine = asyncio.create_task(worker.engine.run(), name="engine")
         helpers = [
-            asyncio.create_task(self._readings.read_engine(), name="engine readings"),
-            asyncio.create_task(self._readings.read_gpu(), name="gpu readings"),
-            asyncio.create_task(self._readings.read_disk(), name="disk readings"),
+            asyncio.create_task(worker.read_engine(parts.runner), name="engine readings"),
+            asyncio.create_task(worker.read_gpu(), name="gpu readings"),
+            asyncio.create_task(self._read_disk(), name="disk readings"),
             asyncio.create_task(self._retain(), name="retention"),
             asyncio.create_task(self._report(), name="status"),
             asyncio.create_task(self._beat(), name="heartbeat"),
         ]
         loops = [
-            asyncio.create_task(self.runner.run(), name="runner"),
-            asyncio.create_task(self.intake.run(), name="intake"),
+            asyncio.create_task(parts.runner.run(), name="runner"),
+            asyncio.create_task(parts.intake.run(), name="intake"),
         ]
         stop = asyncio.create_task(self.stop.wait(), name="stop")
         self._notifier.notify("READY=1")
         try:
             await asyncio.wait([engine, *helpers, *loops, stop], return_when="FIRST_COMPLETED")
-            _raise_ended([engine, *helpers, *loops])
+            for task in [engine, *helpers, *loops]:
+                if task.done():
+                    log.error("loop_ended", extra={"loop": task.get_name()})
+                    task.result()
+                    msg = f"the {task.get_name()} loop ended; this is a bug, please report it"
+                    raise RuntimeError(msg)
             await self._drain(loops)
         finally:
             await _cancel([stop, engine, *helpers, *loops])
             await self._write_status()
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
-        log.info("draining", extra={"in_flight": self.runner.in_flight})
+        log.info("draining", extra={"in_flight": self.parts.runner.in_flight})
         self._notifier.notify("STOPPING=1")
-        self.reporter.stopping = True
-        self.intake.stop()
-        self.changed.set()
-        await self.runner.drain(self.config.run.drain_s)
+        self._stopping = True
+        self.parts.intake.stop()
+        self._changed.set()
+        await self.parts.runner.drain(self.parts.config.run.drain_s)
         await asyncio.gather(*loops)
 
+    async def _read_disk(self) -> None:
+        """Stop intake and runner below the floor of free space, and let both go on above it."""
+        parts = self.parts
+        while True:
+            free = await asyncio.to_thread(parts.spool.free)
+            short = disk_shortage(*free, parts.config.disk)
+            if short != parts.runner.disk_short:
+                parts.runner.disk_short = parts.intake.paused = short
+                log.warning("disk_floor", extra={"reason": short or "there is room again"})
+                parts.intake.wake()
+                parts.runner.wake()
+                self._changed.set()
+            quarantined = tuple(await asyncio.to_thread(parts.spool.quarantined))
+            if self._disk is not None and quarantined != self._disk.quarantined:
+                self._changed.set()
+            self._disk = DiskFacts(*free, quarantined)
+            await asyncio.sleep(DISK_TICK_S)
+
     async def _retain(self) -> None:
+        parts = self.parts
         while True:
             try:
                 await asyncio.to_thread(
-                    retention.retain, self.config, self.spool, self.ledger, time.time()
+                    retention.retain, parts.config, parts.spool, parts.ledger, time.time()
                 )
             except OSError as error:  # a folder that is being fetched away; the next time then
                 log.warning("retention_failed", extra={"reason": str(error)})
-            self.reporter.dead_letters = await asyncio.to_thread(self.ledger.dead_count)
             await asyncio.sleep(RETENTION_TICK_S)
+
+    # -- the status -----------------------------------------------------------------
 
     async def _report(self) -> None:
         """Write the status at each change and at least each interval."""
@@ -183,59 +135,81 @@ class Daemon:
             await self._write_status()
             self._reported_at = time.monotonic()
             await asyncio.sleep(MIN_STATUS_GAP_S)
-            patience = self.config.status.interval_s - MIN_STATUS_GAP_S
+            patience = self.parts.config.status.interval_s - MIN_STATUS_GAP_S
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: in Python 3.11 it loses a cancellation that meets the end of its
                 # wait, and the daemon would never stop.
                 async with asyncio.timeout(max(patience, MIN_STATUS_GAP_S)):
-                    await self.changed.wait()
-            self.changed.clear()
+                    await self._changed.wait()
+            self._changed.clear()
+
+    async def _write_status(self) -> None:
+        dead_letters = await asyncio.to_thread(self.parts.ledger.dead_count)
+        self._seq += 1
+        facts = self._facts(time.monotonic(), dead_letters)
+        self._notifier.notify(f"STATUS={health.headline(facts)[:200]}")
+        document = job_documents.pretty(status.build(facts, time.monotonic()))
+        try:
+            await asyncio.to_thread(self.parts.spool.write_service_status, document)
+        except OSError as error:  # the health file must not take the work down with it
+            log.exception("status_not_written", extra={"reason": str(error)})
+
+    def _facts(self, now: float, dead_letters: int = 0) -> Facts:
+        """Return what all parts say at this moment; `now` in monotonic seconds."""
+        parts, info = self.parts, self.parts.worker.engine.info
+        queue = parts.jobs.facts()
+        return Facts(
+            config=parts.config,
+            engine=info,
+            run=parts.runner.facts(),
+            queue=queue,
+            intake=parts.intake.facts(),
+            governor=parts.worker.governor_facts(),
+            gpu=parts.worker.sample,
+            disk=self._disk,
+            dead_letters=dead_letters,
+            speeds=self._trends.speeds(now, queue),
+            died_s_ago=self._trends.died_s_ago(now, info.generation),
+            stopping=self._stopping,
+            seq=self._seq,
+            written_at=time.time(),
+            started_at=self._started_at,
+            pid=os.getpid(),
+            python=platform.python_version(),
+        )
+
+    # -- the heartbeat --------------------------------------------------------------
 
     async def _beat(self) -> None:
-        """Tell systemd that all turns; its limit is in WATCHDOG_USEC."""
+        """Report to systemd that all turns; its limit is in WATCHDOG_USEC."""
         interval_s = int(os.environ.get("WATCHDOG_USEC", "20000000")) / 1e6 / 4
         while True:
             if self._alive():
                 self._notifier.notify("WATCHDOG=1")
             await asyncio.sleep(interval_s)
 
-    async def _write_status(self) -> None:
-        document = self.reporter.build(self.engine.info, time.monotonic())
-        self._notifier.notify(f"STATUS={self.reporter.headline(self.engine.info)[:200]}")
-        try:
-            await asyncio.to_thread(self.spool.write_service_status, job_documents.pretty(document))
-        except OSError as error:  # the health file must not take the work down with it
-            log.exception("status_not_written", extra={"reason": str(error)})
-
     def _alive(self) -> bool:
-        """Say whether the loops have turned lately, and the work has made progress.
+        """Return whether the loops have turned lately, and the work has made progress.
 
-        The runner turns each second by itself; the intake is let off while it reads one
-        large drop.
+        The runner turns each second by itself; intake has a longer limit, as it may be
+        reading one large drop.
         """
+        parts, now = self.parts, time.monotonic()
+        intake_s = parts.config.intake.scan_interval_s + INTAKE_STALLED_S
         turns = (
-            Turn(self.runner.turned_at, STALLED_S),
-            Turn(self.intake.turned_at, self.config.intake.scan_interval_s + INTAKE_STALLED_S),
-            Turn(self._reported_at, self.config.status.interval_s + STALLED_S),
+            Turn(parts.runner.turned_at, STALLED_S),
+            Turn(parts.intake.turned_at, intake_s),
+            Turn(self._reported_at, parts.config.status.interval_s + STALLED_S),
         )
-        return self._heartbeat.may_beat(time.monotonic(), turns, self._progress())
+        return self._heartbeat.may_beat(now, turns, self._progress(now))
 
-    def _progress(self) -> object | None:
-        """What changes with each step of the work; None while it rests for a known reason."""
-        info, collector = self.engine.info, self.runner.collector
-        if not self.reporter.at_work(info):
+    def _progress(self, now: float) -> object | None:
+        """Return what changes with each step of the work; None while none can go on."""
+        info, jobs = self.parts.worker.engine.info, self.parts.jobs
+        if not health.at_work(self._facts(now)):
             return None
-        jobs = tuple((entry.record.id, entry.run is None) for entry in self.queue.entries.values())
-        return (jobs, collector.arrivals, collector.finished, info.load.tokens, info.generation)
-
-
-def _raise_ended(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        if task.done():
-            log.error("loop_ended", extra={"loop": task.get_name()})
-            task.result()
-            msg = f"the {task.get_name()} loop ended by itself; this is a bug, please report it"
-            raise RuntimeError(msg)
+        states = tuple((entry.record.id, entry.run is None) for entry in jobs.entries.values())
+        return states, self.parts.runner.progress, info.load.tokens, info.generation
 
 
 async def _cancel(tasks: list[asyncio.Task[bool] | asyncio.Task[None]]) -> None:

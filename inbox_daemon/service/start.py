@@ -1,6 +1,10 @@
-"""Memory: what allocator and garbage collector are told at the start.
+"""From the configuration to a running daemon: all effects on the process, in their order.
 
-Purpose: keep the daemon small and quick.  glibc gives each thread an arena of its own and
+Purpose: allocator, garbage collector, signals, the limit of open files, the spool's lock,
+recovery, then the event loop with the parts in it.
+Invariants: one daemon a spool (the lock); the limit of open files is raised before the
+window is bounded by it; the first signal drains, the second leaves at once.
+Why the memory settings: glibc gives each thread an arena of its own and
 keeps there what the thread has freed; ours work in turns, so one arena serves them all.
 CPython looks for cycles after every 700 new objects (2,000 since 3.12); hundreds of
 requests in flight are thousands of objects that live until their answer comes, and looking
@@ -16,7 +20,6 @@ import os
 import resource
 import signal
 import time
-from pathlib import Path
 
 import uvloop
 
@@ -25,11 +28,11 @@ from inbox_daemon.contract.config import Config
 from inbox_daemon.engine import open_engine
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.gpu.nvml import open_gpu
-from inbox_daemon.intake.control import load_paused
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.service.daemon import Daemon
+from inbox_daemon.service.parts import assemble
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ _M_ARENA_MAX = -8  # malloc.h
 _COLLECT_AFTER = 10_000
 _GENERATION_AFTER = 20
 SPARE_DESCRIPTORS = 256
+# Each request in flight is a connection, and each connection a file here and there.
+OPEN_FILES = 65536
 _FORCED = 3
 
 
@@ -64,6 +69,7 @@ def collect_seldom() -> None:
 def serve(config: Config) -> None:
     """Run the daemon in the foreground until a signal ends it.
 
+    Every effect on the whole process stands here, in its order.
     Raises OperatorError: spool, ledger or configuration stand in the way.
     """
     os.umask(0o027)
@@ -80,52 +86,58 @@ def serve(config: Config) -> None:
     log.info("starting", extra={"version": __version__, "spool": str(spool.root)})
     ledger = Ledger(spool.ledger)
     try:
-        queue = recover(spool, ledger)
-        queue.paused, queue.ageing_s = load_paused(ledger), config.intake.ageing_s
-        uvloop.run(_main(config, spool, ledger, queue))
+        jobs = recover(spool, ledger, config.intake.ageing_s)
+        descriptors = raise_file_limit()
+        uvloop.run(_main(config, spool, ledger, jobs, descriptors - SPARE_DESCRIPTORS))
     finally:
         ledger.close()
         spool.unlock()
     log.info("stopped")
 
 
-async def _main(config: Config, spool: Spool, ledger: Ledger, queue: ActiveJobs) -> None:
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files; return how many this process may open.
+
+    The usual 1,024 are fewer than the requests in flight, each of which is a connection.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+async def _main(
+    config: Config, spool: Spool, ledger: Ledger, jobs: ActiveJobs, max_window: int
+) -> None:
+    """Put the daemon together and run it; `max_window` bounds the requests in flight."""
     changed = asyncio.Event()
-    daemon = Daemon(
-        config=config,
-        spool=spool,
-        ledger=ledger,
-        queue=queue,
-        engine=open_engine(config, state_dir(spool), on_change=changed.set),
-        governor=Governor(config, max_window()),
-        gpu=open_gpu(config.gpu.index),
-        changed=changed,
+    gpu = open_gpu(config.gpu.index)
+    parts = assemble(
+        config,
+        spool,
+        ledger,
+        jobs,
+        lambda on_change: open_engine(config, spool.ledger, on_change=on_change),
+        Governor(config, max_window),
+        gpu,
+        changed.set,
     )
-    loop = asyncio.get_running_loop()
+    daemon = Daemon(parts, changed)
+
+    def on_signal() -> None:
+        """Drain at the first signal, leave at once at the second."""
+        if daemon.stop.is_set():
+            log.warning("leaving_at_once")
+            parts.worker.engine.kill()
+            os._exit(_FORCED)
+        log.info("stopping")
+        daemon.stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, daemon)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
         await daemon.run()
     finally:
-        daemon.gpu.close()
-
-
-def max_window() -> int:
-    """How many requests may be in flight with the descriptors that this process may open."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft - SPARE_DESCRIPTORS
-
-
-def state_dir(spool: Spool) -> Path:
-    """Where the engine's start record lies."""
-    return spool.ledger
-
-
-def _on_signal(daemon: Daemon) -> None:
-    """The first signal drains, the second leaves at once."""
-    if daemon.stop.is_set():
-        log.warning("leaving_at_once")
-        daemon.engine.kill()
-        os._exit(_FORCED)
-    log.info("stopping")
-    daemon.stop.set()
+        gpu.close()

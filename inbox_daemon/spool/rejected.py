@@ -7,7 +7,7 @@ moves, so that no file lies there unexplained.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -30,18 +30,22 @@ class Rejections(Layout):
             return f"{stem}.{job_id}"
         return stem
 
-    def reject(self, job_id: str, file: str, reason: bytes, source: Path) -> None:
+    def reject(
+        self, job_id: str, file: str, reason: bytes, source: Path, record: Callable[[bytes], None]
+    ) -> None:
         """Carry out a rejection: the file, then its reason, into rejected/.
 
         The reason is written first, beside the claims, so that a crash at any point
         is undone or finished by `finish_rejections`.  What was seized of the drop under
-        this id goes.
+        this id goes.  `record` takes the reason once the refusal is certain, and again after
+        a crash before its end.
         """
         note = self.claimed / f"{job_id}.reason.json"
         durable.write_file(note, reason)
         durable.sync_dir(self.claimed)
         after(JobState.CLAIMED, Event.REJECT)
         durable.move(source, self.rejected / file)
+        record(reason)
         self._explain(job_id, file)
 
     def _explain(self, job_id: str, file: str) -> None:
@@ -51,10 +55,11 @@ class Rejections(Layout):
         note = self.claimed / f"{job_id}.reason.json"
         durable.move(note, self.rejected / _reason_name(file))
 
-    def finish_rejections(self) -> None:
+    def finish_rejections(self, record: Callable[[bytes], None]) -> None:
         """After a crash: complete the rejections that were being carried out.
 
         A reason whose file is not with us is dropped: the next scan finds that again.
+        `record` takes each of the others, as in `reject`.
         """
         for note in sorted(self.claimed.iterdir()):
             if not _NOTE.match(note.name):
@@ -64,6 +69,7 @@ class Rejections(Layout):
             if file and self.claim_path(job_id).exists():
                 durable.move(self.claim_path(job_id), self.rejected / file)
             if file and os.path.lexists(self.rejected / file):
+                record(note.read_bytes())
                 self._explain(job_id, file)
             else:
                 durable.remove_file(note)

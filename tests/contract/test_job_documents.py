@@ -207,18 +207,26 @@ def test_a_refusal_is_a_failed_batch_in_the_outbox() -> None:
 
 
 def test_recent_jobs_are_told_in_a_line_each() -> None:
-    """Finished and refused jobs appear with their end and a sentence."""
-    done = job_documents.recent_finished(
-        job_record(completed=1, status=BatchStatus.COMPLETED, finished_at=NOW)
+    """Finished, refused and damaged jobs appear with their end and a sentence."""
+    done = job_documents.recent_ended(
+        job_documents.ended_job(
+            job_record(completed=1, status=BatchStatus.COMPLETED, finished_at=NOW)
+        )
     )
     assert (done.status, done.at, done.message) == (
         "completed",
         5000,
         "1 of 1 requests were answered",
     )
-    refused = job_documents.recent_rejected(job_documents.reason(JOB_ID, "job", [FULL], NOW))
+    why = job_documents.reason(JOB_ID, "job", [FULL], NOW)
+    refused = job_documents.recent_ended(job_documents.ended_rejected(why))
     assert (refused.status, refused.at) == ("rejected", 5000)
     assert refused.message.startswith("queue_full: ")
+    damaged = job_documents.recent_ended(
+        job_documents.ended_damaged(job_record(requests=3), "bytes are missing", NOW)
+    )
+    assert (damaged.status, damaged.requests, damaged.completed) == ("damaged", 3, None)
+    assert damaged.message == "bytes are missing"
 
 
 @given(

@@ -37,22 +37,16 @@ from inbox_daemon.contract.names import OUTPUT
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.engine.base import NoReply, Reply
 from inbox_daemon.gpu.governor import Governor
-from inbox_daemon.intake.admission import Admission
-from inbox_daemon.intake.control import Controller, load_paused
-from inbox_daemon.intake.loop import Intake
-from inbox_daemon.intake.redrive import Redriver
 from inbox_daemon.intake.watch import Watcher
 from inbox_daemon.jobs.recovery import recover
-from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish import retention
-from inbox_daemon.publish.folder import publish
-from inbox_daemon.report.status import Reporter
-from inbox_daemon.request.validation import Served
+from inbox_daemon.report.status import build
 from inbox_daemon.run import arrivals
-from inbox_daemon.run.runner import Runner
+from inbox_daemon.service.daemon import Daemon
+from inbox_daemon.service.parts import assemble
 from inbox_daemon.spool import Spool
-from inert_engine import InertEngine
+from inert_engine import InertEngine, NoCard
 
 DONE, FAILED, STUCK = 0, 1, 3
 DAY_S = 86400.0
@@ -199,28 +193,18 @@ class Flow:
     def recover(self) -> None:
         """Repair, and join the loops."""
         self.queue = recover(self.spool, self.ledger)
-        self.queue.paused = load_paused(self.ledger)
-        governor = Governor(self.config)
         engine = Answers(self.base / "sends")
-        self.runner = Runner(
-            self.config, self.spool, self.ledger, self.queue, engine, governor, self._publish
+        parts = assemble(
+            self.config,
+            self.spool,
+            self.ledger,
+            self.queue,
+            lambda _: engine,
+            Governor(self.config),
+            NoCard(),
         )
-        served = Served(script.MODEL, frozenset({script.MODEL}))
-        admission = Admission(self.config, self.spool, self.ledger, self.queue, lambda: served)
-        redriver = Redriver(self.spool, self.ledger, admission)
-        controller = Controller(self.queue, self.ledger, self.runner, redriver)
-        self.intake = Intake(
-            self.config, self.spool, self.queue, admission, controller, self.runner.wake
-        )
-        self.reporter = Reporter(self.config, self.queue, self.runner, self.intake, governor)
-        self.info = engine.info
-
-    async def _publish(self, run: RunningJob) -> None:
-        record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
-        run.close()
-        self.queue.remove(record.id)
-        self.queue.note(job_documents.recent_finished(record))
-        self.runner.wake()
+        self.runner, self.intake = parts.runner, parts.intake
+        self.daemon = Daemon(parts, asyncio.Event())
 
     # -- the loop -------------------------------------------------------------------
 
@@ -277,7 +261,8 @@ class Flow:
 
     async def _report(self) -> None:
         """Write the health, as the daemon does beside everything else."""
-        document = job_documents.pretty(self.reporter.build(self.info, time.monotonic()))
+        now = time.monotonic()
+        document = job_documents.pretty(build(self.daemon._facts(now), now))
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self.spool.write_service_status, document)
 

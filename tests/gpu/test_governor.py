@@ -20,8 +20,10 @@ from inbox_daemon.gpu.nvml import THROTTLE_REASONS, GpuSample
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
+from inbox_daemon.run import runner as runner_module
 from inbox_daemon.run.runner import Runner
-from inert_engine import InertEngine
+from inbox_daemon.service.parts import assemble
+from inert_engine import InertEngine, NoCard
 
 VLLM: dict[str, Any] = {"engine": {"model": "/models/one"}}
 COMMAND: dict[str, Any] = {"engine": {"model": "one", "command": ["serve", "{socket}"]}}
@@ -311,18 +313,16 @@ async def settle(engine: Answering, held: int) -> None:
 
 def start(root: Path, requests: int, engine: Answering, governed: Governor) -> Runner:
     """A runner over a job that is running, on a real spool and ledger."""
-    spool, queue = make_spool(root), ActiveJobs()
+    spool = make_spool(root)
     ledger = Ledger(spool.ledger)
+    jobs = ActiveJobs(ledger)
     record = job_record(requests=requests)
     path = spool.input_path(record.id)
     path.parent.mkdir()
     path.write_bytes(b"".join(request(str(number)) + b"\n" for number in range(requests)))
-    queue.add(record, RunningJob(record, spool, ledger))
-
-    async def publish(run: RunningJob) -> None:
-        queue.remove(run.record.id)
-
-    return Runner(config(**VLLM), spool, ledger, queue, engine, governed, publish)
+    jobs.add(record, RunningJob(record, spool, ledger))
+    parts = assemble(config(**VLLM), spool, ledger, jobs, lambda _: engine, governed, NoCard())
+    return parts.runner
 
 
 @contextlib.asynccontextmanager
@@ -345,7 +345,7 @@ async def test_place_of_an_answered_request_is_filled_in_the_same_turn(
     engine, governed = Answering(), governor(VLLM)
     runner = start(tmp_path, 2 * DEFAULT_WINDOW, engine, governed)
     monkeypatch.setattr(asyncio, "wait_for", waits)
-    monkeypatch.setattr(Runner, "_patience", lambda _: 60.0)
+    monkeypatch.setattr(runner_module, "LONGEST_WAIT_S", 60.0)
     async with turning(runner):
         await settle(engine, DEFAULT_WINDOW)
         for count in (1, 7, 1):

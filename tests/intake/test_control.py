@@ -13,9 +13,10 @@ from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake import control
 from inbox_daemon.intake.admission import Admission, Answer
-from inbox_daemon.intake.control import Command, Controller, load_paused
+from inbox_daemon.intake.control import Command, Controller
 from inbox_daemon.intake.gate import Wait
 from inbox_daemon.intake.redrive import Redriver
+from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.request.validation import Served
 from inbox_daemon.spool import Spool
 from inbox_daemon.spool.entries import scan
@@ -73,7 +74,7 @@ class Desk:
         bench = self.bench
         admission = Admission(bench.config, bench.spool, bench.ledger, bench.queue, Served)
         redriver = Redriver(bench.spool, bench.ledger, admission)
-        self.controller = Controller(bench.queue, bench.ledger, bench.runner, redriver)
+        self.controller = Controller(bench.queue, bench.ledger, redriver)
         self.answers: list[Answer] = []
 
     async def obey(
@@ -169,9 +170,9 @@ async def test_a_pause_outlives_the_daemon(desk: Desk) -> None:
     job_id = bench.add(line("a"), name="a")
     assert await desk.obey("a", Order.PAUSE) is None
     assert await desk.obey("a", Order.PAUSE) is None
-    assert (bench.queue.paused, load_paused(bench.ledger)) == ({job_id}, {job_id})
+    assert (bench.queue.paused, ActiveJobs(bench.ledger).paused) == ({job_id}, {job_id})
     assert await desk.obey("a", Order.RESUME) is None
-    assert (bench.queue.paused, load_paused(bench.ledger)) == (set(), set())
+    assert (bench.queue.paused, ActiveJobs(bench.ledger).paused) == (set(), set())
 
 
 async def test_a_pause_of_all_is_a_switch_of_its_own(desk: Desk) -> None:

@@ -14,7 +14,7 @@ from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.commit import GroupCommit
 from inbox_daemon.jobs.ordering import READ_BYTES, SHARED_BYTES, Sketch, arrange, order, sketch
 from inbox_daemon.jobs.running import RunningJob
-from inbox_daemon.run.poison import Bisection
+from inbox_daemon.run.suspects import Suspects
 
 LONG = "All that both of them begin with. " * 40
 
@@ -166,17 +166,18 @@ class Desk:
     def __init__(self, root: Path, lines: list[bytes], *, reorder: bool) -> None:
         """Start the job."""
         spool, self.ledger, record = start_job(root, lines)
-        self.run, queue = RunningJob(record, spool, self.ledger), ActiveJobs()
+        self.run, queue = RunningJob(record, spool, self.ledger), ActiveJobs(self.ledger)
         queue.add(record, self.run)
-        self.committer = GroupCommit(RunConfig(reorder=reorder), queue, self.ledger, Bisection())
+        further = Suspects(queue, None, lambda *_: None)
+        self.committer = GroupCommit(RunConfig(reorder=reorder), queue, self.ledger, further)
 
     async def started(self, size: int) -> list[int]:
         """Admit a chunk and start all of it."""
-        self.run.admit_chunk(size)
+        self.run.marks.admit(size)
         await self.committer.commit()
         found = []
-        while (ordinal := self.run.next_ordinal(0.0)) is not None:
-            self.run.start(ordinal)
+        while (ordinal := self.run.marks.next_ordinal(0.0)) is not None:
+            self.run.marks.start(ordinal)
             found.append(ordinal)
         return found
 

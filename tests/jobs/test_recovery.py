@@ -10,7 +10,10 @@ import pytest
 
 from builders import JOB_ID, config, job_record, make_spool, request
 from crashing import dying
-from inbox_daemon.contract.records import Checkpoint, OutcomeAt, Progress
+from inbox_daemon.contract import job_documents
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.job_documents import pretty
+from inbox_daemon.contract.records import Checkpoint, Ended, OutcomeAt, Progress
 from inbox_daemon.contract.states import Outcome
 from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
@@ -121,6 +124,15 @@ def accept(ledger: Ledger, job_id: str = JOB_ID, name: str = "job", requests: in
     ledger.accept(job_record(job_id, name, requests=requests), [])
 
 
+def endings(spool: Spool) -> list[Ended]:
+    """The ended events, oldest first."""
+    ledger = Ledger(spool.ledger)
+    try:
+        return ledger.last_endings(10)
+    finally:
+        ledger.close()
+
+
 def recovered(spool: Spool, *, accepted: tuple[str, ...] = ()) -> list[str]:
     """The ids in the queue after a start; `accepted` are known to the ledger before."""
     ledger = Ledger(spool.ledger)
@@ -228,16 +240,31 @@ def test_a_reason_that_was_cut_off_is_dropped(spool: Spool, content: bytes) -> N
 
 
 def test_a_refusal_is_rolled_forward(spool: Spool) -> None:
-    """With the reason whole, the claim and its reason go to rejected/, from either step."""
+    """With the reason whole, the claim and its reason go to rejected/, from either step.
+
+    The refusal is among the ended events, once.
+    """
     note = spool.claimed / f"{JOB_ID}.reason.json"
+    fault = Fault(code="x", message="no")
+    reason = pretty(job_documents.reason(JOB_ID, "bad", [fault], 5.0, file="bad.jsonl"))
     for claim in (spool.claimed / f"{JOB_ID}.jsonl", spool.rejected / "bad.jsonl"):
-        note.write_bytes(orjson.dumps({"file": "bad.jsonl"}))
+        note.write_bytes(reason)
         claim.write_bytes(BAD)
         recovered(spool)
+        assert [(e.id, e.kind) for e in endings(spool)] == [(JOB_ID, "rejected")]
         assert names(spool.rejected) == {"bad.jsonl", "bad.reason.json"}
         assert names(spool.claimed) == set()
         for path in spool.rejected.iterdir():
             path.unlink()
+
+
+def test_a_reason_that_says_too_little_is_kept_all_the_same(spool: Spool) -> None:
+    """A reason of another release stands in rejected/, and stops no start."""
+    (spool.claimed / f"{JOB_ID}.reason.json").write_bytes(orjson.dumps({"file": "bad.jsonl"}))
+    (spool.claimed / f"{JOB_ID}.jsonl").write_bytes(BAD)
+    recovered(spool)
+    assert names(spool.rejected) == {"bad.jsonl", "bad.reason.json"}
+    assert endings(spool) == []
 
 
 def test_a_drop_that_was_being_taken_away_is_back(spool: Spool) -> None:

@@ -42,21 +42,21 @@ class Desk:
     def commit(self) -> Batch:
         """Make everything count."""
         batch = self.run.take_batch()
-        self.run.journal.flush(batch.lines, batch.length)
+        self.run.results.flush(batch.lines, batch.length)
         self.ledger.checkpoint([batch.checkpoint])
         self.run.committed(batch)
         return batch
 
     def admit(self, size: int) -> None:
         """Admit and commit a chunk."""
-        self.run.admit_chunk(size)
+        self.run.marks.admit(size)
         self.commit()
 
     def take(self, now: float = 0.0) -> list[int]:
         """Start everything that may be started; return the ordinals."""
         taken = []
-        while (ordinal := self.run.next_ordinal(now)) is not None:
-            self.run.start(ordinal)
+        while (ordinal := self.run.marks.next_ordinal(now)) is not None:
+            self.run.marks.start(ordinal)
             taken.append(ordinal)
         return taken
 
@@ -129,10 +129,10 @@ def test_a_file_of_other_requests_than_accepted_is_damage(tmp_path: Path, reques
 def test_nothing_starts_before_its_chunk_is_committed(desk: Desk) -> None:
     """An admitted chunk waits for the commit that lets a crash know of it."""
     assert desk.take() == []
-    assert desk.run.admit_chunk(2) == (1, 2)
-    assert (desk.run.admitting, desk.take()) == (True, [])
+    assert desk.run.marks.admit(2) == (0, 1)
+    assert (desk.run.marks.admitting, desk.take()) == (True, [])
     desk.commit()
-    assert not desk.run.admitting
+    assert not desk.run.marks.admitting
     assert desk.ledger.progress(JOB_ID).admitted == 2
     assert desk.take() == [0, 1]
 
@@ -140,22 +140,22 @@ def test_nothing_starts_before_its_chunk_is_committed(desk: Desk) -> None:
 def test_the_last_chunk_is_as_large_as_what_is_left(desk: Desk) -> None:
     """A chunk ends with the job."""
     desk.admit(4)
-    assert (desk.run.fully_admitted, desk.run.admit_chunk(4)) == (False, (6, 7))
-    assert desk.run.fully_admitted
+    assert (desk.run.marks.fully_admitted, desk.run.marks.admit(4)) == (False, (4, 5))
+    assert desk.run.marks.fully_admitted
     desk.commit()
     assert desk.take() == list(range(6))
-    assert desk.run.startable == 0
+    assert desk.run.marks.startable == 0
 
 
 def test_a_commit_under_way_does_not_admit_what_came_after(desk: Desk) -> None:
     """A chunk that was admitted while a commit was being written waits for the next one."""
-    desk.run.admit_chunk(2)
+    desk.run.marks.admit(2)
     batch = desk.run.take_batch()
-    desk.run.admit_chunk(2)
+    desk.run.marks.admit(2)
     desk.ledger.checkpoint([batch.checkpoint])
     desk.run.committed(batch)
     assert desk.take() == [0, 1]
-    assert desk.run.admitting
+    assert desk.run.marks.admitting
     desk.commit()
     assert desk.take() == [2, 3]
 
@@ -187,10 +187,10 @@ def test_a_failed_request_waits_for_its_commit_and_its_time(desk: Desk) -> None:
     desk.admit(1)
     desk.take()
     desk.run.fail(0, RETRY, due=50.0)
-    assert (desk.take(99.0), desk.run.retrying) == ([], 1)
+    assert (desk.take(99.0), desk.run.marks.retrying) == ([], 1)
     desk.commit()
     assert desk.ledger.retries(JOB_ID) == {1: RETRY}
-    assert (desk.take(49.0), desk.run.next_due()) == ([], 50.0)
+    assert (desk.take(49.0), desk.run.marks.next_due()) == ([], 50.0)
     assert desk.take(50.0) == [0]
 
 
@@ -198,7 +198,7 @@ def test_an_abandoned_request_is_free_at_once_and_uncharged(desk: Desk) -> None:
     """What the engine's death or a drain interrupted may run again without a commit."""
     desk.admit(2)
     desk.take()
-    desk.run.abandon(1)
+    desk.run.marks.abandon(1)
     assert desk.run.in_flight == 1
     assert desk.take() == [1]
     assert desk.run.retries == {}
@@ -243,13 +243,13 @@ def test_a_suspect_is_taken_out_of_the_normal_order(desk: Desk) -> None:
     """Who is hunted neither starts by itself nor a second time."""
     desk.admit(2)
     desk.take()
-    desk.run.abandon(0)
-    desk.run.abandon(1)
-    assert desk.run.take_suspect(1)
+    desk.run.marks.abandon(0)
+    desk.run.marks.abandon(1)
+    assert desk.run.marks.take_suspect(1)
     assert desk.take() == [0]
-    assert not desk.run.take_suspect(0)  # it is in flight
+    assert not desk.run.marks.take_suspect(0)  # it is in flight
     desk.run.succeed(0, b"x\n", None)
-    assert not desk.run.take_suspect(0)  # it has ended
+    assert not desk.run.marks.take_suspect(0)  # it has ended
 
 
 def test_a_suspect_whose_failure_is_not_committed_may_not_run_yet(desk: Desk) -> None:
@@ -257,17 +257,17 @@ def test_a_suspect_whose_failure_is_not_committed_may_not_run_yet(desk: Desk) ->
     desk.admit(1)
     desk.take()
     desk.run.fail(0, RETRY, due=0.0)
-    assert not desk.run.take_suspect(0)
+    assert not desk.run.marks.take_suspect(0)
     desk.commit()
-    assert desk.run.take_suspect(0)
+    assert desk.run.marks.take_suspect(0)
 
 
 def test_a_suspect_is_not_started_again_after_a_restart(desk: Desk) -> None:
     """A suspect that is tried before the normal order reaches it is passed over there."""
     desk.admit(6)
     desk.reopen()
-    assert desk.run.take_suspect(3)
-    desk.run.start(3)
+    assert desk.run.marks.take_suspect(3)
+    desk.run.marks.start(3)
     assert desk.take() == [0, 1, 2, 4, 5]
 
 
@@ -276,15 +276,15 @@ def test_every_open_request_of_an_ending_job_is_found(desk: Desk) -> None:
     desk.admit(3)
     desk.take()
     desk.run.succeed(0, b"x\n", None)
-    desk.run.abandon(1)
+    desk.run.marks.abandon(1)
     found = []
-    while (ordinal := desk.run.next_open()) is not None:
+    while (ordinal := desk.run.marks.next_open()) is not None:
         found.append(ordinal)
         desk.run.set_aside(
             ordinal, b"dead\n", dead_letter(desk.run.input.line_of(ordinal)), retryable=True
         )
     assert found == [1, 3, 4, 5]
-    desk.run.abandon(2)
+    desk.run.marks.abandon(2)
 
 
 # -- a restart ----------------------------------------------------------------------
@@ -298,13 +298,13 @@ def test_a_restart_goes_on_with_what_was_committed(desk: Desk) -> None:
     desk.run.fail(1, RETRY, due=1e9)
     desk.commit()
     desk.run.succeed(2, b"lost\n", None)
-    desk.run.journal.flush(*desk.run.journal.take())
+    desk.run.results.flush(*desk.run.results.take())
     run = desk.reopen()
     assert run.progress.completed == 1
     assert run.retries == {2: RETRY}
     assert desk.take() == [1, 2, 3]  # the backoff is over, and 4 and 5 are not admitted
     assert desk.spool.results_path(JOB_ID).read_bytes() == b"zero\n"
-    assert (run.input.read(0), run.startable) == (LINES[0], 0)
+    assert (run.input.read(0), run.marks.startable) == (LINES[0], 0)
 
 
 def test_energy_counts_with_the_next_commit(desk: Desk) -> None:
@@ -362,8 +362,8 @@ class History:
 
     def admit(self, size: int) -> None:
         """Admit a chunk, to be committed later."""
-        if not self.desk.run.fully_admitted and not self.desk.run.admitting:
-            self.desk.run.admit_chunk(1 + size)
+        if not self.desk.run.marks.fully_admitted and not self.desk.run.marks.admitting:
+            self.desk.run.marks.admit(1 + size)
 
     def take(self, _: int) -> None:
         """Start all that may be started: nothing twice, nothing that was not admitted."""
@@ -397,7 +397,7 @@ class History:
     def abandon(self, number: int) -> None:
         """An attempt is interrupted."""
         if (ordinal := self._land(number)) is not None:
-            self.desk.run.abandon(ordinal)
+            self.desk.run.marks.abandon(ordinal)
 
     def check(self) -> None:
         """Hold the job to the model."""

@@ -14,6 +14,7 @@ import pytest
 from builders import JOB_ID, dead_letter, job_record
 from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.errors import LedgerError
+from inbox_daemon.contract.job_documents import ended_job
 from inbox_daemon.contract.records import (
     LEDGER_VERSION,
     Checkpoint,
@@ -199,7 +200,7 @@ def test_a_finished_job_keeps_its_record_and_letters(reopen: Open) -> None:
         [Checkpoint(JOB_ID, Progress(completed=1), [entry(1)], {3: RETRY}, [dead_letter(2)])]
     )
     done = job.model_copy(update={"finished_at": 5.0})
-    ledger.finish(done)
+    ledger.finish(done, ended_job(done))
     ledger = reopen()
     assert ledger.job(JOB_ID) == done
     assert ledger.delivered("job", job.sha256) == done
@@ -308,7 +309,8 @@ def test_redriven_letters_stay_until_their_new_job_has_answered(reopen: Open) ->
     again = job_record(OTHER, "again", redrive_of=JOB_ID)
     ledger.accept(again, [], [(1, dead_letter(9))])
     assert reopen().being_redriven() == {(JOB_ID, 9)}
-    reopen().finish(again.model_copy(update={"finished_at": 5.0}))
+    done = again.model_copy(update={"finished_at": 5.0})
+    reopen().finish(done, ended_job(done))
     ledger = reopen()
     assert [letter.line for letter in ledger.dead_letters()] == [4]
     assert ledger.being_redriven() == set()

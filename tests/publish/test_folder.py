@@ -39,13 +39,13 @@ class Press(Miniature):
         assert answer.queued is not None
         self.start()
         (run,) = self.queue.runs()
-        run.admit_chunk(10_000)
+        run.marks.admit(10_000)
         self.commit(run)
         return run
 
     def answer(self, run: RunningJob, ordinal: int, body: bytes = b'{"a":1}') -> None:
         """A request is answered."""
-        run.start(ordinal)
+        run.marks.start(ordinal)
         custom_id = orjson.loads(run.input.read(ordinal))["custom_id"]
         line = run.input.line_of(ordinal)
         output = output_line(run.record.id, line, custom_id, 200, "r", body)
@@ -53,7 +53,7 @@ class Press(Miniature):
 
     def refuse(self, run: RunningJob, ordinal: int, fault: Fault | None = None) -> None:
         """A request becomes a dead letter: wrong, or never valid."""
-        run.start(ordinal)
+        run.marks.start(ordinal)
         dead = DeadRequest(run.record, run.input.line_of(ordinal), run.input.read(ordinal))
         if fault is None:
             made = dead_letters.make_letter(dead, NO, DeadReason.INVALID_REQUEST, None, 5.0)

@@ -1,320 +1,173 @@
 """The status: true at every moment, valid by its schema, and never without a reason."""
 
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jsonschema
 import orjson
 import pytest
 
-from inbox_daemon.contract.health_documents import ServiceStatus
-from inbox_daemon.contract.job_documents import pretty, recent_finished
+from builders import config, job_record
+from inbox_daemon.contract.facts import (
+    DiskFacts,
+    GovernorFacts,
+    IntakeFacts,
+    JobFacts,
+    QueueFacts,
+    RunFacts,
+)
+from inbox_daemon.contract.health_documents import RecentJob, ServiceStatus, WaitingDrop
+from inbox_daemon.contract.hindrances import Hindrance, HindranceCode
+from inbox_daemon.contract.job_documents import ended_job, pretty, recent_ended
 from inbox_daemon.contract.json_schemas import json_schema
+from inbox_daemon.contract.records import Progress
+from inbox_daemon.contract.states import BatchStatus, Priority
 from inbox_daemon.engine.base import EngineInfo, EngineState, Load
 from inbox_daemon.gpu.nvml import GpuSample
-from inbox_daemon.intake.loop import Intake
-from inbox_daemon.report.status import RATE_WINDOW_S, RECENT_DEATH_S, Rate, Reporter
-from scripted_runner import Bench, line
+from inbox_daemon.report.facts import Facts
+from inbox_daemon.report.status import MAX_QUARANTINED, build
+from inbox_daemon.report.trends import Speed
 
 READY = EngineInfo(state=EngineState.READY, models=("m",), version="0.33", since=1000.0)
 SCHEMA = jsonschema.Draft202012Validator(json_schema("status"))
+FIRST, SECOND = "01J000000000000000000000A1", "01J000000000000000000000A2"
+NOW = 100.0
 
 
-class StillIntake:
-    """An intake that does nothing, and says so."""
-
-    def __init__(self) -> None:
-        """Nothing waits and nothing is wrong."""
-        self.waiting: list[Any] = []
-        self.problem: str | None = None
-        self.hints_missing: str | None = None
+def facts(**fields: Any) -> Facts:  # noqa: ANN401 - any field
+    """An idle daemon, but for `fields`."""
+    return replace(Facts(config(), READY, written_at=2000.0), **fields)
 
 
-class Desk:
-    """A reporter over real parts."""
-
-    def __init__(self, root: Path) -> None:
-        """Start idle."""
-        self.bench = Bench(root, window=4)
-        self.intake = StillIntake()
-        bench = self.bench
-        self.reporter = Reporter(
-            bench.config, bench.queue, bench.runner, cast("Intake", self.intake), bench.governor
-        )
-
-    def build(self, info: EngineInfo = READY, now: float = 100.0) -> ServiceStatus:
-        """The document of a moment, after it was held to its schema as it is written."""
-        status = self.reporter.build(info, now)
-        found = orjson.loads(pretty(status))
-        SCHEMA.validate(found)
-        assert ServiceStatus.model_validate(found) == status
-        return status
+def built(**fields: Any) -> ServiceStatus:  # noqa: ANN401 - any field
+    """The document of such a moment, after it was held to its schema as it is written."""
+    status = build(facts(**fields), NOW)
+    found = orjson.loads(pretty(status))
+    SCHEMA.validate(found)
+    assert ServiceStatus.model_validate(found) == status
+    return status
 
 
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    """An idle daemon."""
-    desk = Desk(tmp_path)
-    yield desk
-    await desk.bench.crash()
+def job(
+    *,
+    running: bool = True,
+    paused: bool = False,
+    retrying: int = 0,
+    **fields: Any,  # noqa: ANN401 - any field
+) -> JobFacts:
+    """An active job of three requests, of which two have their outcome."""
+    progress = Progress(completed=1, failed=1, input_tokens=1, output_tokens=2)
+    known: dict[str, Any] = {"requests": 3, "job_id": FIRST, "name": "first"}
+    record = job_record(**known | fields)
+    return JobFacts(record, paused, progress if running else Progress(), running, retrying)
 
 
-# -- health -------------------------------------------------------------------------
-
-
-async def test_an_idle_daemon_is_healthy(desk: Desk) -> None:
-    """With nothing to do and nothing wrong there is nothing to tell."""
-    status = desk.build()
+def test_an_idle_daemon_is_healthy() -> None:
+    """With nothing to do and nothing wrong there is no reason to give."""
+    status = built()
     assert (status.status, status.reasons, status.gpu) == ("healthy", [], None)
-    assert (status.worker.state, status.worker.reason) == ("idle", None)
+    assert (status.worker.state, status.worker.code, status.worker.reason) == ("idle", None, None)
     assert (status.engine.state, status.engine.models) == ("ready", ["m"])
     assert (status.queue.active_jobs, status.queue.queue_available) == (0, 5)
     assert status.limits.max_requests_per_job == 50_000
 
 
-async def test_each_document_has_the_next_number(desk: Desk) -> None:
-    """A reader sees by `seq` whether it has missed one."""
-    assert [desk.build().seq for _ in range(3)] == [1, 2, 3]
+def test_the_same_facts_make_the_same_document() -> None:
+    """Nothing is read or remembered, so a document can be built again."""
+    found = facts(queue=QueueFacts(1, 3, (job(),)), run=RunFacts(in_flight=1))
+    assert build(found, NOW) == build(found, NOW)
 
 
-async def test_a_document_says_how_long_it_counts(desk: Desk) -> None:
+def test_a_document_says_how_long_it_counts() -> None:
     """A reader can tell a daemon that is gone from one that has nothing new."""
-    assert desk.build().stale_after_s >= 2 * desk.bench.config.status.interval_s
+    assert built().stale_after_s >= 2 * config().status.interval_s
 
 
-Break = Callable[[Desk], EngineInfo]
+def test_who_writes_it_and_when_is_shown() -> None:
+    """The number, the moments and the process are those of the facts."""
+    status = built(seq=7, started_at=1500.0, pid=12, python="3.13.0")
+    assert (status.seq, status.written_at, status.started_at, status.pid) == (7, 2000.0, 1500.0, 12)
+    assert status.versions.python == "3.13.0"
 
 
-def _backoff(_: Desk) -> EngineInfo:
-    return replace(READY, state=EngineState.BACKOFF, last_error="no such model", retry_in_s=5.0)
-
-
-def _paused(desk: Desk) -> EngineInfo:
-    desk.bench.runner.paused = "the disk is full"
-    return READY
-
-
-def _refused(desk: Desk) -> EngineInfo:
-    desk.bench.runner.collector.problem = "the engine answers 401"
-    return READY
-
-
-def _no_inbox(desk: Desk) -> EngineInfo:
-    desk.intake.problem = "inbox/ cannot be read"
-    return READY
-
-
-def _sick_gpu(desk: Desk) -> EngineInfo:
-    desk.reporter.gpu = GpuSample(name="card", healthy=False, problem="it fell off the bus")
-    return READY
-
-
-def _stopping(desk: Desk) -> EngineInfo:
-    desk.reporter.stopping = True
-    return READY
-
-
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        (_backoff, "no such model"),
-        (_paused, "the disk is full"),
-        (_refused, "answers 401"),
-        (_no_inbox, "inbox/ cannot be read"),
-        (_sick_gpu, "fell off the bus"),
-        (_stopping, "stopping"),
-    ],
-)
-async def test_what_keeps_the_work_from_going_on_is_unhealthy(
-    desk: Desk, harm: Break, words: str
-) -> None:
-    """Each such state is told in words."""
-    status = desk.build(harm(desk))
-    assert status.status == "unhealthy"
-    assert any(words in reason for reason in status.reasons)
-
-
-def _starting(_: Desk) -> EngineInfo:
-    return replace(READY, state=EngineState.STARTING)
-
-
-def _quarantined(desk: Desk) -> EngineInfo:
-    desk.reporter.quarantined = ["x"]
-    return READY
-
-
-def _no_hints(desk: Desk) -> EngineInfo:
-    desk.intake.hints_missing = "no inotify"
-    return READY
-
-
-def _died(_: Desk) -> EngineInfo:
-    return replace(READY, generation=1)
-
-
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        (_starting, "starting"),
-        (_quarantined, "quarantine"),
-        (_no_hints, "no inotify"),
-        (_died, "10 minutes"),
-    ],
-)
-async def test_what_only_slows_the_work_is_degraded(desk: Desk, harm: Break, words: str) -> None:
-    """Such a state is told too, and the service still counts as working."""
-    status = desk.build(harm(desk))
-    assert status.status == "degraded"
-    assert any(words in reason for reason in status.reasons)
-
-
-async def test_a_death_of_the_engine_is_told_for_ten_minutes(desk: Desk) -> None:
-    """After that it is history, until the next one."""
-    once, twice = replace(READY, generation=1), replace(READY, generation=2)
-    assert desk.build(once, 100.0).status == "degraded"
-    assert desk.build(once, 100.0 + RECENT_DEATH_S).status == "healthy"
-    assert desk.build(twice, 100.0 + RECENT_DEATH_S).status == "degraded"
-
-
-async def test_the_worst_decides_and_all_reasons_are_told(desk: Desk) -> None:
-    """One thing that is wrong does not hide another."""
-    status = desk.build(replace(_backoff(desk), generation=3))
-    assert status.status == "unhealthy"
-    assert len(status.reasons) == 2
-
-
-# -- the worker ---------------------------------------------------------------------
-
-
-async def test_the_worker_says_what_it_does(desk: Desk) -> None:
-    """Processing, paused and error are told from idle, each with its reason."""
-    desk.bench.add(line("a"))
-    assert desk.build().worker.state == "processing"
-    assert desk.build(_starting(desk)).worker.reason == "the engine is loading"
-    assert desk.build(_backoff(desk)).worker.state == "error"
-    desk.bench.queue.paused = {"ALL"}
-    worker = desk.build().worker
-    assert (worker.state, "resume" in str(worker.reason)) == ("paused", True)
-    desk.bench.governor.fixed = 0
-    assert desk.build().worker.state == "paused"
-
-
-@pytest.mark.parametrize("harm", [_backoff, _paused, _refused, _starting])
-async def test_work_with_a_reason_to_wait_is_no_work(desk: Desk, harm: Break) -> None:
-    """The watchdog counts only what could go on: not what waits for something known."""
-    assert not desk.reporter.at_work(READY)
-    job = desk.bench.add(line("a"))
-    assert desk.reporter.at_work(READY)
-    desk.bench.queue.paused = {job}
-    assert not desk.reporter.at_work(READY)
-    desk.bench.queue.paused = set()
-    assert not desk.reporter.at_work(harm(desk))
-
-
-async def test_the_headline_fits_on_a_line(desk: Desk) -> None:
-    """One sentence is what `systemctl status` and people get."""
-    desk.bench.add(line("a"))
-    assert desk.reporter.headline(READY) == "processing: 1 job, 1 request open, engine ready"
-    assert desk.reporter.headline(_backoff(desk)).endswith("; no such model")
+@pytest.mark.parametrize("code", list(HindranceCode))
+def test_each_hindrance_is_shown_under_its_code(code: HindranceCode) -> None:
+    """Whatever the runner stands still for, the worker shows, in the same words."""
+    status = built(
+        run=RunFacts(hindrance=Hindrance(code, "it is so")), queue=QueueFacts(1, 3, (job(),))
+    )
+    assert (status.worker.code, status.worker.reason) == (code, "it is so")
 
 
 # -- jobs ---------------------------------------------------------------------------
 
 
-async def test_active_jobs_are_listed_with_their_figures(desk: Desk) -> None:
+def test_active_jobs_are_listed_with_their_figures() -> None:
     """Queued and running jobs, their priority, pause, counts and retries."""
-    bench = desk.bench
-    first = bench.add(line("a", 400), line("b"), line("c", "wait"), name="first", number=1)
-    async with bench.running():
-        await bench.until(lambda: bench.queue.runs() and bench.queue.runs()[0].progress.ended == 2)
-        bench.add(line("d"), name="second", number=2, priority="low")
-        bench.queue.paused = {bench.queue.named("second").id}  # type: ignore[union-attr] # just added
-        status = desk.build(bench.engine.info)
-        running, queued = status.jobs
-        assert (running.id, running.name, running.state) == (first, "first", "running")
-        assert (running.requests, running.completed, running.failed) == (3, 1, 1)
-        assert (running.input_tokens, running.output_tokens) == (1, 2)
-        assert (queued.name, queued.state) == ("second", "queued")
-        assert (queued.priority, queued.paused) == ("low", True)
-        assert status.worker.current_job == "first"
-        assert (status.worker.in_flight, status.worker.window) == (1, 4)
-        assert (status.queue.active_jobs, status.queue.total_queued_requests) == (2, 2)
-        bench.queue.paused = set()
-        bench.engine.released.set()
-        await bench.until(lambda: not bench.queue.entries)
-    assert desk.build().jobs == []
+    second = job(
+        running=False, paused=True, job_id=SECOND, name="second", priority=Priority.LOW, requests=1
+    )
+    status = built(
+        queue=QueueFacts(2, 2, (job(retrying=1), second)),
+        run=RunFacts(in_flight=1),
+        governor=GovernorFacts(window=4),
+    )
+    running, queued = status.jobs
+    assert (running.id, running.name, running.state) == (FIRST, "first", "running")
+    assert (running.requests, running.completed, running.failed) == (3, 1, 1)
+    assert (running.input_tokens, running.output_tokens, running.retrying) == (1, 2, 1)
+    assert (queued.name, queued.state) == ("second", "queued")
+    assert (queued.priority, queued.paused) == ("low", True)
+    assert (status.worker.current_job, status.worker.open_retries) == ("first", 1)
+    assert (status.worker.in_flight, status.worker.window) == (1, 4)
+    assert (status.queue.active_jobs, status.queue.total_queued_requests) == (2, 2)
 
 
-async def test_a_running_jobs_energy_is_told_with_its_tokens(desk: Desk) -> None:
+def test_a_queue_that_is_overfull_takes_no_further_job() -> None:
+    """Limits that were lowered since do not make the number of free places negative."""
+    assert built(queue=QueueFacts(active=9)).queue.queue_available == 0
+
+
+def test_the_age_of_the_last_outcome_is_shown_while_a_job_runs() -> None:
+    """It is the time since an outcome, and null while none is to be expected."""
+    run = RunFacts(last_outcome_at=NOW - 7.5)
+    assert built(run=run, queue=QueueFacts(1, 3, (job(),))).worker.age_seconds == 7.5
+    assert built(run=run, queue=QueueFacts(1, 3, (job(running=False),))).worker.age_seconds is None
+
+
+def test_a_running_jobs_energy_is_shown_with_its_tokens() -> None:
     """What was committed together makes the joules for 1,000 tokens."""
-    bench = desk.bench
-    bench.add(line("a"), line("b"), line("c", "wait"))
-    async with bench.running():
-        await bench.until(bench.queue.runs)
-        bench.queue.runs()[0].use_energy(8.5)
-        await bench.until(lambda: bench.queue.runs()[0].progress.ended == 2)
-        job = desk.build().jobs[0]
-        assert (job.energy_j, job.output_tokens) == (8.5, 4)
-        assert job.energy_j_per_1000_output_tokens == 2125.0
+    found = replace(job(), progress=Progress(completed=2, output_tokens=4, energy_j=8.5))
+    shown = built(queue=QueueFacts(1, 1, (found,))).jobs[0]
+    assert (shown.energy_j, shown.output_tokens) == (8.5, 4)
+    assert shown.energy_j_per_1000_output_tokens == 2125.0
 
 
-async def test_a_jobs_speed_gives_its_time_left(desk: Desk) -> None:
-    """Rate and time left come from the progress of the last minute."""
-    bench = desk.bench
-    bench.add(*(line(f"r{n}") for n in range(10)), line("slow", "wait"))
-    async with bench.running():
-        await bench.until(bench.queue.runs)
-        before = desk.build(now=100.0).jobs[0]
-        assert (before.requests_per_s, before.seconds_left) == (None, None)
-        await bench.until(lambda: bench.queue.runs()[0].progress.ended == 10)
-        ended = 10 - before.completed
-        job = desk.build(now=105.0).jobs[0]
-        assert job.requests_per_s == ended / 5
-        assert job.output_tokens_per_s == 2 * ended / 5
-        assert job.seconds_left == round(5 / ended, 1)
+def test_a_jobs_speed_gives_its_time_left() -> None:
+    """Without a speed, or with none at all, no time is promised."""
+    queue = QueueFacts(1, 1, (job(),))
+    shown = built(queue=queue, speeds={FIRST: Speed(2.0, 4.0)}).jobs[0]
+    assert (shown.requests_per_s, shown.output_tokens_per_s, shown.seconds_left) == (2.0, 4.0, 0.5)
+    assert built(queue=queue, speeds={FIRST: Speed(0.0, 0.0)}).jobs[0].seconds_left is None
+    assert built(queue=queue).jobs[0].requests_per_s is None
 
 
-async def test_recent_ends_are_listed_newest_first(desk: Desk) -> None:
+def test_recent_ends_are_listed_with_the_last_of_each_kind() -> None:
     """The last finished and the last refused job have their own place."""
-    bench = desk.bench
-    for number in (1, 2):
-        bench.add(line("a"), name=f"job{number}", number=number)
-    await bench.finish()
-    for record in bench.ledger.jobs():
-        bench.queue.note(recent_finished(record))
-    status = desk.build()
-    assert [job.name for job in status.recent] == ["job2", "job1"]
+    record = job_record(status=BatchStatus.COMPLETED, finished_at=5.0)
+    ended = recent_ended(ended_job(record))
+    refused = RecentJob(id=SECOND, name="bad", status="rejected", at=6, message="no")
+    status = built(queue=QueueFacts(recent=(refused, ended), last_finished=ended))
+    assert [shown.name for shown in status.recent] == ["bad", "job"]
     assert status.last_finished is not None
-    assert (status.last_finished.name, status.last_rejected) == ("job2", None)
-
-
-def test_a_rate_needs_two_moments() -> None:
-    """One sample, or two of the same moment, tell no speed."""
-    rate = Rate()
-    rate.add(10.0, 5, 50)
-    assert rate.per_second() is None
-    rate.add(10.0, 6, 60)
-    assert rate.per_second() is None
-    rate.add(12.0, 9, 150)
-    assert rate.per_second() == (2.0, 50.0)
-
-
-def test_a_rate_forgets_what_is_older_than_its_window() -> None:
-    """A job that was slow an hour ago is told by its last minute."""
-    rate = Rate()
-    rate.add(0.0, 0, 0)
-    rate.add(1000.0, 1, 1)
-    rate.add(1000.0 + RATE_WINDOW_S, 61, 121)
-    assert rate.per_second() == (1.0, 2.0)
+    assert (status.last_finished.name, status.last_rejected) == ("job", None)
 
 
 # -- the rest -----------------------------------------------------------------------
 
 
-async def test_the_engines_figures_are_shown_as_they_are(desk: Desk) -> None:
-    """Load, restarts, deaths and last words come from the engine itself."""
+def test_the_engines_figures_are_shown_as_they_are() -> None:
+    """Load, restarts, deaths and the end of the last one come from the engine itself."""
     info = replace(
         READY,
         generation=2,
@@ -323,42 +176,50 @@ async def test_the_engines_figures_are_shown_as_they_are(desk: Desk) -> None:
         last_lines=("one", "two"),
         load=Load(running=5, waiting=1, kv_cache_use=0.251),
     )
-    engine = desk.build(info).engine
+    engine = built(engine=info).engine
     assert (engine.running, engine.waiting, engine.kv_cache_percent) == (5, 1, 25.1)
     assert (engine.restarts, engine.deaths) == (3, 2)
     assert (engine.last_error, engine.last_lines) == ("it died", ["one", "two"])
+    assert engine.state_seconds == 1000.0
+    assert built(engine=info, run=RunFacts(deaths=4)).engine.deaths == 4
 
 
 @pytest.mark.parametrize("use", [None, 0.0, 1.0, 1.7, -0.5])
-async def test_odd_figures_of_the_engine_break_nothing(desk: Desk, use: float | None) -> None:
+def test_odd_figures_of_the_engine_break_nothing(use: float | None) -> None:
     """A share outside of its bounds is shown inside of them."""
-    percent = desk.build(replace(READY, load=Load(kv_cache_use=use))).engine.kv_cache_percent
+    percent = built(engine=replace(READY, load=Load(kv_cache_use=use))).engine.kv_cache_percent
     assert percent is None or 0 <= percent <= 100
 
 
-async def test_the_disk_and_the_dead_letters_are_told(desk: Desk) -> None:
+def test_the_disk_and_the_dead_letters_are_shown() -> None:
     """What an operator has to look after stands in the document."""
-    desk.reporter.disk, desk.reporter.dead_letters = (10, 20), 7
-    status = desk.build()
+    status = built(disk=DiskFacts(10, 20, ("x",) * 30), dead_letters=7)
     assert status.disk is not None
     assert (status.disk.free_bytes, status.disk.free_inodes) == (10, 20)
-    assert status.disk.min_free_bytes == desk.bench.config.disk.min_free_bytes
-    assert status.dead_letters == 7
+    assert status.disk.min_free_bytes == config().disk.min_free_bytes
+    assert (status.dead_letters, len(status.quarantined)) == (7, MAX_QUARANTINED)
+    assert built().disk is None
 
 
-async def test_the_governors_word_is_told_with_its_reasons(desk: Desk) -> None:
+def test_what_waits_in_inbox_is_shown() -> None:
+    """Each file that was not taken yet, with the reason."""
+    drop = WaitingDrop(name="a.jsonl", why="it has just changed", since_s=1.0)
+    assert built(intake=IntakeFacts(waiting=(drop,))).waiting == [drop]
+
+
+def test_the_governors_word_is_shown_with_its_reasons() -> None:
     """What the card allows is a word of the worker's, and each reason a sentence."""
-    assert desk.build().worker.governor == "open"
-    crowded = GpuSample("card", others_percent=95, temperature_c=84)
-    desk.bench.governor.read_gpu(crowded)
-    status = desk.build()
-    assert (status.status, status.worker.governor) == ("degraded", "shrink")
-    assert [reason.partition(" ")[0] for reason in status.reasons] == ["the", "others"]
+    status = built(governor=GovernorFacts(4, 500, "shrink", ("the GPU is warm", "others use 95 %")))
+    assert (status.status, status.worker.governor, status.worker.chunk_size) == (
+        "degraded",
+        "shrink",
+        500,
+    )
+    assert status.reasons == ["the GPU is warm", "others use 95 %"]
 
 
-async def test_the_card_is_shown_with_what_it_tells(desk: Desk) -> None:
+def test_the_card_is_shown_with_what_it_says() -> None:
     """A sensor that the card lacks is null, and the rest is there."""
-    desk.reporter.gpu = GpuSample(name="card", healthy=True, temperature_c=60, power_w=None)
-    gpu = desk.build().gpu
+    gpu = built(gpu=GpuSample("card", temperature_c=60, power_w=None)).gpu
     assert gpu is not None
-    assert (gpu.name, gpu.temperature_c, gpu.power_w) == ("card", 60, None)
+    assert (gpu.temperature_c, gpu.power_w, gpu.healthy) == (60, None, True)

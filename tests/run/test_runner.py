@@ -18,13 +18,13 @@ from inbox_daemon.contract.json_schemas import json_schema
 from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.engine.base import EngineState
 from inbox_daemon.jobs import commit
-from inbox_daemon.jobs.commit import HUNT
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.publish.verify import verify_published
 from inbox_daemon.request.line import parse_request
-from inbox_daemon.run import arrivals
+from inbox_daemon.run import arrivals, suspects
 from inbox_daemon.run.attempts import Attempts, Target
 from inbox_daemon.run.poison import Bisection
+from inbox_daemon.run.suspects import STATE
 from scripted_runner import Bench, line
 
 Make = Callable[..., Bench]
@@ -35,8 +35,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the pauses, but make them short."""
     monkeypatch.setattr(arrivals, "BACKOFF_BASE_S", 0.0005)
     monkeypatch.setattr(arrivals, "REFUSED_PAUSE_S", 0.01)
-    monkeypatch.setattr(arrivals, "DOUBT_BASE_S", 0.01)
-    monkeypatch.setattr(arrivals, "DOUBT_CAP_S", 0.01)
+    monkeypatch.setattr(suspects, "DOUBT_BASE_S", 0.01)
+    monkeypatch.setattr(suspects, "DOUBT_CAP_S", 0.01)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ async def test_a_refusal_of_the_daemon_is_nobodys_fault(make: Make) -> None:
         bench.engine.refusing = None
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == ["a", "b", "c"]
-    assert bench.runner.collector.problem is None
+    assert bench.problem is None
 
 
 async def test_what_holds_the_work_is_said(make: Make) -> None:
@@ -190,8 +190,8 @@ async def test_what_holds_the_work_is_said(make: Make) -> None:
     bench = make(window=1)
     bench.add(line("a", *[401] * 500))
     async with bench.running():
-        await bench.until(lambda: bench.runner.collector.problem)
-        assert "401" in str(bench.runner.collector.problem)
+        await bench.until(lambda: bench.problem)
+        assert "401" in str(bench.problem)
     assert list(bench.ledger.dead_letters()) == []
 
 
@@ -215,7 +215,7 @@ async def test_the_last_request_alone_is_refused(make: Make, status: int) -> Non
     await bench.finish()
     assert bench.ids() == ["fine"]
     assert bench.ids("errors.jsonl") == ["forbidden"]
-    assert bench.runner.collector.problem is None
+    assert bench.problem is None
 
 
 async def test_the_refused_and_the_put_off_do_not_wait_for_each_other(make: Make) -> None:
@@ -226,7 +226,7 @@ async def test_the_refused_and_the_put_off_do_not_wait_for_each_other(make: Make
     bench.add(line("poison", *["die"] * 50), line("forbidden", *[403] * 99), line("fine"))
     async with bench.running():
         await bench.until(lambda: "gone" in bench.engine.sent)
-        await bench.runner.jobs.end(other, DeadReason.CANCELLED)
+        await bench.queue.end(other, DeadReason.CANCELLED)
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == ["fine"]
     assert bench.codes()["poison"] == "poison"
@@ -245,7 +245,7 @@ async def test_a_server_that_may_mean_us_is_waited_for(
     bench.add(line("a"), line("b"))
     async with bench.running():
         await bench.until(lambda: len(bench.engine.sent) >= 8)
-        assert bench.runner.collector.problem
+        assert bench.problem
         bench.engine.refusing = None
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == ["a", "b"]
@@ -345,7 +345,9 @@ async def test_a_more_urgent_job_does_not_wait_for_the_others(make: Make) -> Non
         bench.add(line("urgent"), name="high", number=2, priority="high", created_at=now)
         # It runs once its chunk is admitted on the disk, however long that takes.
         runs = bench.queue.runs
-        await bench.until(lambda: any(r.record.name == "high" and r.startable for r in runs()))
+        await bench.until(
+            lambda: any(r.record.name == "high" and r.marks.startable for r in runs())
+        )
         bench.engine.released.set()
         await bench.until(lambda: not bench.queue.entries)
     assert bench.engine.sent.index("urgent") == 2
@@ -357,12 +359,12 @@ async def test_a_more_urgent_job_does_not_wait_for_the_others(make: Make) -> Non
 async def test_nothing_is_sent_while_the_runner_is_paused(make: Make) -> None:
     """Below the floor of free space the work stops and goes on by itself."""
     bench = make()
-    bench.runner.paused = "no room"
+    bench.runner.disk_short = "no room"
     bench.add(*map(line, ids(3)))
     async with bench.running() as task:
         await bench.some_turns()
         assert (bench.engine.sent, task.done()) == ([], False)
-        bench.runner.paused = None
+        bench.runner.disk_short = None
         bench.runner.wake()
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == ids(3)
@@ -389,7 +391,7 @@ async def test_an_ended_job_publishes_what_is_finished(make: Make, reason: DeadR
     job_id = bench.add(line("a"), line("b", "wait"), *map(line, ids(1200)), line("bad", 400))
     async with bench.running():
         await bench.until(lambda: "b" in bench.engine.flying)
-        await bench.runner.jobs.end(job_id, reason)
+        await bench.queue.end(job_id, reason)
         await bench.until(lambda: not bench.queue.entries)
     assert "a" in bench.ids()
     assert bench.codes()["b"] == reason.value
@@ -406,7 +408,7 @@ async def test_a_queued_job_can_be_cancelled_without_an_engine(make: Make) -> No
     bench.engine.info = bench.engine.info.__class__(state=EngineState.BACKOFF)
     job_id = bench.add(line("a"), b"nope\n", line("b"))
     async with bench.running():
-        await bench.runner.jobs.end(job_id, DeadReason.CANCELLED)
+        await bench.queue.end(job_id, DeadReason.CANCELLED)
         await bench.until(lambda: not bench.queue.entries)
     errors = [(e["custom_id"], e["error"]["code"]) for e in bench.lines("errors.jsonl")]
     assert errors == [("a", "cancelled"), (None, "invalid_request"), ("b", "cancelled")]
@@ -426,7 +428,7 @@ async def test_ending_a_job_that_is_over_changes_nothing(make: Make) -> None:
     bench = make()
     job_id = bench.add(line("a"))
     await bench.finish()
-    await bench.runner.jobs.end(job_id, DeadReason.CANCELLED)
+    await bench.queue.end(job_id, DeadReason.CANCELLED)
     assert bench.status()["status"] == "completed"
 
 
@@ -444,7 +446,7 @@ async def test_a_dead_engine_is_charged_to_nobody(make: Make) -> None:
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == [*ids(8), "x", "y"]
     assert list(bench.ledger.dead_letters()) == []
-    stored = Bisection.load(bench.ledger.get_state(HUNT))
+    stored = Bisection.load(bench.ledger.get_state(STATE))
     assert (stored.suspects, len(stored.chances)) == (set(), 1)
 
 
@@ -476,7 +478,7 @@ async def test_a_poison_request_is_found_and_all_others_answered(
     assert bench.ids() == ids(count)
     assert bench.engine.starts <= 2 * math.log2(window) + 4
     assert bench.ids("retry.jsonl") == ["poison"]
-    assert bench.ledger.get_state(HUNT) is None
+    assert bench.ledger.get_state(STATE) is None
     prove(bench)
 
 
@@ -498,8 +500,8 @@ async def test_several_poison_requests_are_all_found(make: Make) -> None:
 async def live_until_a_death(bench: Bench) -> None:
     """Run until the engine has died once more and that is on the disk, or all is done."""
     async with bench.running():
-        await bench.until(lambda: bench.runner.collector.deaths or not bench.queue.entries)
-        await bench.until(lambda: not bench.runner._committer.hunt_unsaved)
+        await bench.until(lambda: bench.suspects.deaths or not bench.queue.entries)
+        await bench.until(lambda: not bench.runner._commit.further_unsaved)
 
 
 async def test_the_hunt_survives_the_daemon(make: Make) -> None:
@@ -527,7 +529,7 @@ async def test_suspects_keep_to_the_window(make: Make) -> None:
     lines = [line(name, "wait") for name in ids(15)]
     bench.add(*lines, line("poison", *["die"] * 50))
     async with bench.running():
-        await bench.until(lambda: bench.runner.hunting)
+        await bench.until(lambda: bench.suspects.bisecting)
         bench.governor.fixed = 2
         bench.engine.most = 0
         bench.engine.released.set()
@@ -563,8 +565,8 @@ async def test_many_poison_requests_are_no_ill_engine(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where others are answered between, the engine is not doubted and nobody waits for it."""
-    monkeypatch.setattr(arrivals, "DOUBT_BASE_S", 600)
-    monkeypatch.setattr(arrivals, "DOUBT_CAP_S", 600)
+    monkeypatch.setattr(suspects, "DOUBT_BASE_S", 600)
+    monkeypatch.setattr(suspects, "DOUBT_CAP_S", 600)
     bench = make(window=4, chunk=64)
     for number in range(6):
         bench.add(
@@ -584,7 +586,7 @@ async def test_the_suspects_of_a_paused_job_hold_nobody_up(make: Make) -> None:
         await bench.until(lambda: len(bench.engine.flying) == 4)
         bench.queue.paused = {paused}
         bench.engine.die()
-        await bench.until(lambda: bench.runner.collector.deaths)
+        await bench.until(lambda: bench.suspects.deaths)
         bench.add(*map(line, ids(9)), name="b", number=2)
         await bench.until(lambda: bench.published == ["b"])
         assert len(bench.engine.sent) == 4 + 9
@@ -604,7 +606,7 @@ async def test_a_pause_of_all_counts_in_a_hunt(make: Make) -> None:
         await bench.until(lambda: len(bench.engine.flying) == 4)
         bench.queue.paused = {"ALL"}
         bench.engine.die()
-        await bench.until(lambda: bench.runner.collector.deaths and not bench.runner.hunting)
+        await bench.until(lambda: bench.suspects.deaths and not bench.suspects.bisecting)
         await bench.some_turns()
         assert len(bench.engine.sent) == 4
         bench.queue.paused = set()
@@ -619,7 +621,7 @@ async def test_who_was_put_off_waits_also_after_a_restart(make: Make) -> None:
     bench = make(window=2, chunk=64)
     bench.add(line("poison", *["die"] * 50), *map(line, ids(3)), line("last", "wait"))
     async with bench.running():
-        await bench.until(lambda: "last" in bench.engine.flying and not bench.runner.hunting)
+        await bench.until(lambda: "last" in bench.engine.flying and not bench.suspects.bisecting)
     await bench.crash()
     bench = make(window=2, chunk=64)
     async with bench.running():
@@ -636,7 +638,7 @@ async def test_an_engine_that_nobody_survives_is_doubted(make: Make) -> None:
     bench = make(window=4, chunk=64)
     bench.add(*(line(name, *["die"] * 99) for name in ids(12)))
     async with bench.running():
-        await bench.until(lambda: bench.runner.collector.problem)
+        await bench.until(lambda: bench.problem)
     assert len(list(bench.ledger.dead_letters())) < 12
 
 
@@ -660,7 +662,9 @@ async def test_a_queued_job_that_is_damaged_is_set_aside(make: Make, damage: str
     assert [path.name for path in bench.spool.quarantine.iterdir()] == kept
     assert list(bench.spool.running.iterdir()) == []
     assert [record.name for record in bench.ledger.jobs()] == ["good"]
-    assert [(note.name, note.status) for note in bench.queue.recent] == [("bad", "quarantined")]
+    recent = [(note.name, note.status) for note in bench.queue.recent]
+    assert sorted(recent) == [("bad", "damaged"), ("good", "completed")]
+    assert {ended.name: ended.kind for ended in bench.ledger.last_endings(9)} == dict(recent)
 
 
 async def test_a_running_job_that_is_damaged_is_set_aside(make: Make) -> None:
@@ -748,7 +752,7 @@ async def test_a_slow_commit_lets_nothing_wait_longer(
     bench = make(run={"commit_interval_s": 10.0})
     clock = [time.monotonic()]
     monkeypatch.setattr(commit, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    committer, checkpoint = bench.runner._committer, bench.ledger.checkpoint
+    committer, checkpoint = bench.runner._commit, bench.ledger.checkpoint
 
     def slow(*args: Any) -> None:  # noqa: ANN401 - as the ledger takes them
         clock[0] += 7.0

@@ -333,7 +333,7 @@ def test_what_is_published_belongs_to_the_outboxs_group(spool: Spool) -> None:
 def refuse(spool: Spool, job_id: str, file: str, source: Path) -> None:
     """Carry out a refusal."""
     why = reason(job_id, "job", [Fault(code="x", message="m")], 1.0, file=file)
-    spool.reject(job_id, file, pretty(why), source)
+    spool.reject(job_id, file, pretty(why), source, lambda _: None)
 
 
 def test_a_refused_file_lies_beside_its_reason(spool: Spool) -> None:

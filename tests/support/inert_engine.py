@@ -1,4 +1,6 @@
-"""An engine in memory that is there, lives and needs nothing: what the tests' own add to."""
+"""An engine in memory that is there, lives and needs nothing, and a machine without a card."""
+
+from collections.abc import Collection
 
 from inbox_daemon.engine.base import EngineInfo, EngineState
 
@@ -33,3 +35,13 @@ class InertEngine:
 
     def kill(self) -> None:
         """There is no process."""
+
+
+class NoCard:
+    """A machine that has no card."""
+
+    def sample(self, our_pids: Collection[int]) -> None:
+        """There is nothing to read."""
+
+    def close(self) -> None:
+        """There is no driver."""

@@ -13,6 +13,7 @@ import orjson
 
 from builders import config
 from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.job_documents import ended_job
 from inbox_daemon.contract.records import Tokens
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake.admission import Admission, Answer
@@ -36,7 +37,7 @@ class Miniature:
         self.spool = Spool(root)
         self.spool.create()
         self.ledger = Ledger(self.spool.ledger)
-        self.queue = ActiveJobs()
+        self.queue = ActiveJobs(self.ledger)
         try:
             self.queue = recover(self.spool, self.ledger)
         except BaseException:
@@ -75,18 +76,18 @@ class Miniature:
     def commit(self, run: RunningJob) -> None:
         """Make what a job has gathered count: output before offset."""
         batch = run.take_batch()
-        run.journal.flush(batch.lines, batch.length)
+        run.results.flush(batch.lines, batch.length)
         self.ledger.checkpoint([batch.checkpoint])
         run.committed(batch)
 
     def work(self, run: RunningJob, chunk: int = 2, at_once: int = 2) -> None:
         """Answer every open request, a few to a commit."""
         while not run.complete:
-            if not run.fully_admitted and run.startable == 0:
-                run.admit_chunk(chunk)
+            if not run.marks.fully_admitted and run.marks.startable == 0:
+                run.marks.admit(chunk)
                 self.commit(run)
             for _ in range(at_once):
-                ordinal = run.next_ordinal(0.0)
+                ordinal = run.marks.next_ordinal(0.0)
                 if ordinal is None:
                     break
                 self.execute(run, ordinal)
@@ -95,7 +96,7 @@ class Miniature:
     def execute(self, run: RunningJob, ordinal: int) -> None:
         """Answer one request with its own custom_id."""
         line = run.input.line_of(ordinal)
-        run.start(ordinal)
+        run.marks.start(ordinal)
         self.executed.append((run.record.name, line))
         custom_id = orjson.loads(run.input.read(ordinal))["custom_id"]
         body = orjson.dumps({"echo": custom_id})
@@ -106,7 +107,7 @@ class Miniature:
         """Put a complete job's results into outbox/."""
         record = publish(run.record, self.spool, self.ledger)
         run.close()
-        self.queue.remove(record.id)
+        self.queue.ended(ended_job(record))
 
     def live(self) -> None:
         """Do everything that there is to do."""

@@ -24,12 +24,11 @@ from inbox_daemon.contract.config import Config
 from inbox_daemon.engine.base import EngineState, NoReply, NoReplyKind, Reply
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.jobs.recovery import recover
-from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.publish.folder import publish
 from inbox_daemon.request.validation import Served, validate_file
-from inbox_daemon.run.runner import Runner
-from inert_engine import InertEngine
+from inbox_daemon.run.suspects import Suspects
+from inbox_daemon.service.parts import assemble
+from inert_engine import InertEngine, NoCard
 
 PATIENCE_S = 20.0
 URL = "/v1/completions"
@@ -189,23 +188,23 @@ class Bench:
         self.spool = make_spool(root)
         self.ledger = Ledger(self.spool.ledger)
         self.queue = recover(self.spool, self.ledger)
+        self._known = len(self.queue.recent)
         self.engine = ScriptedEngine(self)
         self.governor = FixedGovernor(self.config, window, chunk)
-        self.published: list[str] = []
-        self.changed = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
         self.task: asyncio.Task[None] | None = None
         self.threads = ThreadPoolExecutor()
         asyncio.get_running_loop().set_default_executor(self.threads)
-        self.runner = Runner(
+        self.parts = assemble(
             self.config,
             self.spool,
             self.ledger,
             self.queue,
-            self.engine,
+            lambda _: self.engine,
             self.governor,
-            self._publish,
+            NoCard(),
         )
+        self.runner = self.parts.runner
 
     def add(self, *lines: bytes, name: str = "job", number: int = 0, **fields: Any) -> str:  # noqa: ANN401 - any field
         """Accept a job, as intake does; return its id."""
@@ -226,12 +225,21 @@ class Bench:
         self.runner.wake()
         return job_id
 
-    async def _publish(self, run: RunningJob) -> None:
-        record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
-        run.close()
-        self.queue.remove(record.id)
-        self.published.append(record.name)
-        self.changed.set()
+    @property
+    def published(self) -> list[str]:
+        """The names of the jobs that were published in this life, in order."""
+        kinds = {"completed", "cancelled", "expired"}
+        return [job.name for job in list(self.queue.recent)[self._known :] if job.status in kinds]
+
+    @property
+    def suspects(self) -> Suspects:
+        """The runner's owner of the bisection."""
+        return self.runner._suspects
+
+    @property
+    def problem(self) -> str | None:
+        """What the runner says is wrong with the server."""
+        return self.runner.facts().problem
 
     async def until(self, reached: Callable[[], object]) -> None:
         """Let the loop turn until something is true."""

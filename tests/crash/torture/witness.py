@@ -30,7 +30,8 @@ from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.running import Batch, RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish.verify import verify_published, verify_running
-from inbox_daemon.run import arrivals
+from inbox_daemon.run import arrivals, suspects
+from inbox_daemon.run.lifecycle import Lifecycle
 from inbox_daemon.service import daemon, start
 from inbox_daemon.spool import Spool, durable
 from torture.memory_engine import MemoryEngine
@@ -105,7 +106,7 @@ class _Witness:
 
     def _hurry(self) -> None:
         """No pause of the product is worth waiting for."""
-        arrivals.BACKOFF_BASE_S = arrivals.DOUBT_BASE_S = 0.005
+        arrivals.BACKOFF_BASE_S = suspects.DOUBT_BASE_S = 0.005
         daemon.MIN_STATUS_GAP_S = 0.05
 
     # -- what is told ---------------------------------------------------------------
@@ -113,26 +114,26 @@ class _Witness:
     def _listen(self) -> None:
         self._wrap(RunningJob, "committed", self._on_committed)
         self._wrap(Intake, "_note", self._on_answer)
-        run, publish = daemon.Daemon.run, daemon.Daemon._publish
+        run, publish = daemon.Daemon.run, Lifecycle._publish
         recover = vars(start)["recover"]
 
         async def running(this: daemon.Daemon) -> None:
             self.tell("ready")  # for signals
             await run(this)
 
-        async def published(this: daemon.Daemon, run: RunningJob) -> None:
+        async def published(this: Lifecycle, run: RunningJob) -> None:
             await publish(this, run)
             self.tell("published", job=run.record.name)
 
-        def recovered(spool: Spool, ledger: Ledger) -> ActiveJobs:
-            queue: ActiveJobs = recover(spool, ledger)
+        def recovered(spool: Spool, ledger: Ledger, ageing_s: float) -> ActiveJobs:
+            queue: ActiveJobs = recover(spool, ledger, ageing_s)
             self._check_running(queue, spool, ledger)
             self.tell("recovered", jobs=len(queue.entries))
             return queue
 
         for owner, name, function in (
             (daemon.Daemon, "run", running),
-            (daemon.Daemon, "_publish", published),
+            (Lifecycle, "_publish", published),
             (start, "recover", recovered),
             (start, "open_engine", self._open_engine),
         ):

@@ -23,20 +23,17 @@ from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.intake import gate
-from inbox_daemon.intake.admission import Admission, Answer
-from inbox_daemon.intake.control import Command, Controller, load_paused
-from inbox_daemon.intake.redrive import Redriver
+from inbox_daemon.intake.admission import Answer
+from inbox_daemon.intake.control import Command
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.recovery import recover
-from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.publish.folder import publish
-from inbox_daemon.request.validation import Served
-from inbox_daemon.run import arrivals
-from inbox_daemon.run.runner import Runner
+from inbox_daemon.run import arrivals, suspects
+from inbox_daemon.service.parts import assemble
 from inbox_daemon.spool import Spool, durable
 from inbox_daemon.spool.entries import DirEntry, scan
-from torture.memory_engine import MODEL, MemoryEngine
+from inert_engine import NoCard
+from torture.memory_engine import MemoryEngine
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "run": {"commit_interval_s": 0.0005, "chunk_min": 2, "chunk_max": 3},
@@ -64,8 +61,8 @@ class Steps:
         self._left: int | None = None
         self.fired = False
         self._originals = [(owner, name, getattr(owner, name)) for owner, name in STEPS]
-        self._pauses = arrivals.BACKOFF_BASE_S, arrivals.DOUBT_BASE_S
-        arrivals.BACKOFF_BASE_S = arrivals.DOUBT_BASE_S = 0.0005
+        self._pauses = arrivals.BACKOFF_BASE_S, suspects.DOUBT_BASE_S
+        arrivals.BACKOFF_BASE_S = suspects.DOUBT_BASE_S = 0.0005
         for owner, name, function in self._originals:
             setattr(owner, name, self._counted(function))
 
@@ -73,7 +70,7 @@ class Steps:
         """Put everything back."""
         for owner, name, function in self._originals:
             setattr(owner, name, function)
-        arrivals.BACKOFF_BASE_S, arrivals.DOUBT_BASE_S = self._pauses
+        arrivals.BACKOFF_BASE_S, suspects.DOUBT_BASE_S = self._pauses
 
     def arm(self, left: int | None) -> None:
         """Crash after so many further half steps; None is never."""
@@ -142,31 +139,22 @@ class World:
         self._loop.set_exception_handler(lambda _loop, _context: None)
         self.ledger = Ledger(self.spool.ledger)
         self.queue: ActiveJobs = recover(self.spool, self.ledger)
-        self.queue.paused = load_paused(self.ledger)
         self._call(self._build())
 
     async def _build(self) -> None:
         self.engine = MemoryEngine(self._wake, self._begin, lambda: 0.0, restart_s=0.0005)
         self.engine.executions = self._executions
-        governor = Governor(self._config)
-        self.runner = Runner(
+        parts = assemble(
             self._config,
             self.spool,
             self.ledger,
             self.queue,
-            self.engine,
-            governor,
-            self._publish,
+            lambda _: self.engine,
+            Governor(self._config),
+            NoCard(),
         )
-        self.admission = Admission(
-            self._config,
-            self.spool,
-            self.ledger,
-            self.queue,
-            lambda: Served(MODEL, frozenset({MODEL})),
-        )
-        self.redriver = Redriver(self.spool, self.ledger, self.admission)
-        self._controller = Controller(self.queue, self.ledger, self.runner, self.redriver)
+        self.runner, self.admission, self.redriver = parts.runner, parts.admission, parts.redriver
+        self._controller = parts.controller
         self._running = asyncio.create_task(self.runner.run())
 
     def _wake(self) -> None:
@@ -178,11 +166,6 @@ class World:
             self._told(job_id, int(line), text)
         except AssertionError as error:  # the runner would take it for its own
             self.failures.append(error)
-
-    async def _publish(self, run: RunningJob) -> None:
-        record = await asyncio.to_thread(publish, run.record, self.spool, self.ledger)
-        run.close()
-        self.queue.remove(record.id)
 
     def crash(self) -> None:
         """Drop everything as it is."""
