@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from inbox_daemon.contract.config import Config
-from inbox_daemon.engine.base import Engine
+from inbox_daemon.engine.base import Engine, EngineKind
 from inbox_daemon.engine.health import Timing
 from inbox_daemon.engine.process.command import (
     chooses_rust,
@@ -29,8 +29,7 @@ from inbox_daemon.engine.process.servers import ChildServer, MissingServer, Remo
 from inbox_daemon.engine.supervisor import Supervisor
 
 RECORD_NAME = "engine.json"
-# Somebody else's server is not started by us: it is there or it is not, and asking
-# again costs nothing.
+# A server that is not started by us is there or it is not, and asking again costs nothing.
 _REMOTE_TIMING = Timing(start_timeout_s=10, start_poll_s=1, backoff_s=1, backoff_max_s=30)
 
 __all__ = ["RECORD_NAME", "Timing", "open_engine"]
@@ -50,10 +49,10 @@ def open_engine(
     loop after each change of the engine's state.  A configuration that names no engine
     gives one that never becomes ready and says why.
     """
+    server = _server(config, state_dir / RECORD_NAME)
     child_timing = Timing(start_timeout_s=config.engine.start_timeout_s)
     default = _REMOTE_TIMING if config.endpoint.url else child_timing
-    server = _server(config, state_dir / RECORD_NAME)
-    return Supervisor(server, timing or default, on_change)
+    return Supervisor(server, timing or default, on_change, config.engine.served_name)
 
 
 def _server(config: Config, record: Path) -> Server:
@@ -64,12 +63,14 @@ def _server(config: Config, record: Path) -> Server:
         return ChildServer(
             lambda socket, _fast: custom_launch(config.engine, socket, environ),
             record,
+            EngineKind(owned=True),
             has_fast_form=lambda: False,
         )
     if config.engine.model:
         return ChildServer(
             lambda socket, fast: vllm_launch(config, socket, environ, rust=fast),
             record,
+            EngineKind(owned=True, computes_here=True),
             has_fast_form=partial(chooses_rust, config, environ),
         )
     return MissingServer()

@@ -62,15 +62,28 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineKind:
+    """What the rest of the daemon may conclude from what the engine is.
+
+    `owned`: its processes are ours, so what others use of the card can be told apart.
+    `computes_here`: it is known to compute on this machine's card.
+    """
+
+    owned: bool = False
+    computes_here: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What the status document says of the engine.
 
     `restarts` counts starts after the first.  `generation` is raised by one each
     time that an engine which was ready is lost, so that a reply can be told from
-    one of an earlier engine.  `last_error` is a sentence for the operator about the end
+    an answer of an earlier engine.  `last_error` is a sentence for the operator about the end
     of the last engine, kept while the next one runs; `last_lines` the newest lines that
     the server printed before it ended.  `retry_in_s` is the time left until the next
     start, in BACKOFF only.  `since` is the Unix time at which the state began.
+    `configured_model` is the name that the configuration gives its model, empty if none.
     """
 
     state: EngineState
@@ -84,11 +97,26 @@ class EngineInfo:
     last_lines: tuple[str, ...] = ()
     retry_in_s: float | None = None
     since: float = 0.0
+    configured_model: str = ""
     load: Load = field(default_factory=Load)
+
+    @property
+    def default_model(self) -> str | None:
+        """The model of requests that name none; None while it is not known."""
+        return self.configured_model or (self.models[0] if self.models else None)
+
+    @property
+    def known_models(self) -> frozenset[str]:
+        """The names that requests may use; empty while they are not known."""
+        return frozenset(filter(None, (self.configured_model, *self.models)))
 
 
 class Engine(Protocol):
     """One engine: a child process of ours, or a server that someone else runs."""
+
+    @property
+    def kind(self) -> EngineKind:
+        """What it is; the same from the start to the end."""
 
     @property
     def info(self) -> EngineInfo:
@@ -113,7 +141,7 @@ class Engine(Protocol):
         """Send one request's JSON body to `url` (a path such as /v1/completions)."""
 
     async def lost(self, generation: int) -> bool:
-        """Say whether the engine of that generation is dead, after a failure.
+        """Return whether the engine of that generation is dead, after a failure.
 
         Called when a reply or a fault suggests it: True once the engine is known
         to be lost, False once it has been seen healthy after the call, or connects but
@@ -122,7 +150,10 @@ class Engine(Protocol):
         """
 
     async def accepts_us(self) -> bool:
-        """Say whether the server answers a question that is no request, such as for its models."""
+        """Return whether the server answers a question that is no request, as for its models."""
+
+    async def refresh_load(self) -> None:
+        """Read its figures now, as after the last answer; without effect where it has none."""
 
     async def restart(self, reason: str) -> None:
         """Kill the engine, as after a hang: it counts as a death."""

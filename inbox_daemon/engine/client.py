@@ -7,6 +7,7 @@ Known limits: no proxy and no redirect is followed; an endpoint that wants an AP
 cannot be used; an answer is held in memory whole, up to MAX_BODY_BYTES.
 """
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -36,7 +37,7 @@ _BROKEN = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
 class Probe(StrEnum):
     """What a look at /health showed.
 
-    SICK: the server says itself that it cannot serve.  GONE: nobody listens, or the
+    SICK: the server says itself that it cannot serve.  GONE: nothing listens, or the
     connection broke.  SLOW: connected, but no answer in time, as a busy server does.
     """
 
@@ -61,9 +62,11 @@ class Client:
         """Take `unix:/path`, `http://host:port` or `https://host:port`, each with a prefix."""
         self._base, self._session = _open_session(address, keepalive_timeout=_KEEPALIVE_S)
         # A look at the server is worth something only by a new connection: old ones go on
-        # when its socket is gone and nobody else can reach it.
+        # when its socket is gone and nothing else can reach it.
         _, self._looks = _open_session(address, force_close=True)
         self._max_body_bytes = max_body_bytes
+        # What the last look at /health met, in words, unless it was alive.
+        self.trouble: str | None = None
 
     async def close(self) -> None:
         """Drop all connections; what is in flight ends as a CONNECTION fault."""
@@ -108,10 +111,13 @@ class Client:
         try:
             status, _ = await self._fetch("/health", self._looks)
         except TimeoutError:
+            self.trouble = f"no answer within {_PROBE_TIMEOUT.total:g} s"
             return Probe.SLOW
-        except _BROKEN:
+        except _BROKEN as error:
+            self.trouble = _explain(error)
             return Probe.GONE
         sick = status >= _SERVER_ERROR and status != _NO_SUCH_METHOD
+        self.trouble = f"/health answers {status}" if sick else None
         return Probe.SICK if sick else Probe.ALIVE
 
     async def models(self) -> ModelList:
@@ -126,7 +132,7 @@ class Client:
         )
 
     async def accepts_us(self) -> bool:
-        """Say whether the server gives us its list of models, or refuses us altogether."""
+        """Return whether the server gives us its list of models; False if it refuses us."""
         answer = await self._get("/v1/models")
         return answer is not None and answer[0] == _OK
 
@@ -143,7 +149,7 @@ class Client:
         return parse_load(answer[1].decode(errors="replace"))
 
     async def serves(self, url: str) -> bool:
-        """Say whether the server knows the path: GET is the wrong method there, but not 404."""
+        """Return whether the server knows the path: GET is the wrong method there, but not 404."""
         answer = await self._get(url)
         return answer is None or answer[0] != _NOT_FOUND
 
@@ -220,4 +226,12 @@ def _timeout(total_s: float) -> aiohttp.ClientTimeout:
 
 
 def _explain(error: Exception) -> str:
+    """Return why a connection failed, in words; what is not known to us in the library's."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return f"the name {error.host} cannot be resolved"
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+            return f"TLS failed: {error.os_error or error}"[:500]
+        case aiohttp.ClientConnectorError():
+            return os.strerror(error.errno).lower() if error.errno else str(error)[:500]
     return f"{type(error).__name__}: {error}"[:500]

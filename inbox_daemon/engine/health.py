@@ -1,4 +1,4 @@
-"""One engine from its start to the first word of its end, seen from outside.
+"""One engine from its start to its end, seen from outside.
 
 Purpose: look at a server's /health and draw the conclusions: is it up, is it dead, is
 it only busy.
@@ -61,15 +61,15 @@ class Life:
             self.over.cancel()
         await self.client.close()
 
-    async def until_alive(self) -> bool:
-        """Wait for the server to be up; False when it takes longer than it may."""
+    async def until_alive(self) -> str | None:
+        """Wait for the server to be up; return what the last look met where it takes too long."""
         try:
             async with asyncio.timeout(self._timing.start_timeout_s):
                 while await self.client.health() is not Probe.ALIVE:  # noqa: ASYNC110 - no event to wait for
                     await asyncio.sleep(self._timing.start_poll_s)
         except TimeoutError:
-            return False
-        return True
+            return self.client.trouble or "it does not answer"
+        return None
 
     async def watch(self) -> str:
         """Look again and again, and keep `load` fresh; returns why the engine is lost."""
@@ -88,8 +88,8 @@ class Life:
     async def examine(self) -> str | None:
         """Look closely, after a failure; returns why the engine is lost, or None.
 
-        Concurrent calls share one examination; whoever comes after its last look began
-        gets a new one.
+        Concurrent calls share one examination; a call after its last look began gets a new
+        one.
         """
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._look_twice())
@@ -98,7 +98,7 @@ class Life:
     async def _look_twice(self) -> str | None:
         """Look at once and `confirm_s` later, as a dying vLLM is healthy for a moment more.
 
-        Two looks in a row must find nobody to call it dead.  A server that is slow to
+        Two looks in a row must find nothing that listens to call it dead.  A server that is slow to
         answer counts as alive.
         """
         last = await self.client.health()

@@ -1,6 +1,6 @@
-"""Keep one engine up: start it, watch it, notice its death, start it again.
+"""Keep one engine up: start it, watch it, notice its death, restart it.
 
-Purpose: the `Engine` of base.py, for a child and for somebody else's server alike.
+Purpose: the `Engine` of base.py, for a child and for a remote server alike.
 
     STOPPED ──run()──► STARTING ──alive──► READY
                           ▲  │ ended,        │ ended, says it is sick, gone,
@@ -8,11 +8,11 @@ Purpose: the `Engine` of base.py, for a child and for somebody else's server ali
                           │  ▼               ▼
                          BACKOFF ◄───────────┘   generation + 1
 
-Invariants: an engine that fails raises nothing here and is tried for ever, ever more
-slowly; the first to say that a life is over is believed; the next one starts when all
+Invariants: an engine that fails raises nothing here and is tried without end, ever more
+slowly; the first reason for the end of a life is the one that counts; the next one starts when all
 processes of the last one are gone.
 Known limit: an engine that answers /health but computes nothing is not noticed here;
-whoever sends to it sees that and calls `restart`.
+the worker sees that and calls `restart`.
 """
 
 import asyncio
@@ -22,7 +22,15 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from inbox_daemon.engine.base import EngineInfo, EngineState, Load, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.base import (
+    EngineInfo,
+    EngineKind,
+    EngineState,
+    Load,
+    NoReply,
+    NoReplyKind,
+    Reply,
+)
 from inbox_daemon.engine.client import Client
 from inbox_daemon.engine.health import Life, Timing
 from inbox_daemon.engine.process.servers import Server
@@ -37,18 +45,31 @@ _NO_LOAD = Load()
 class Supervisor:
     """The engine as the rest of the daemon knows it (base.py: Engine)."""
 
-    def __init__(self, server: Server, timing: Timing, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        timing: Timing,
+        on_change: Callable[[], None],
+        configured_model: str = "",
+    ) -> None:
         """Supervise `server`; `on_change` is called after each change of state."""
         self._server = server
         self._timing = timing
         self._on_change = on_change
-        self._info = EngineInfo(EngineState.STOPPED, since=time.time())
+        self._info = EngineInfo(
+            EngineState.STOPPED, since=time.time(), configured_model=configured_model
+        )
         self._life: Life | None = None
         self._ready = asyncio.Event()
         self._ready_at: float | None = None
         self._retry_at: float | None = None
         self._failures = 0
         self._starts = 0
+
+    @property
+    def kind(self) -> EngineKind:
+        """What the server is."""
+        return self._server.kind
 
     @property
     def info(self) -> EngineInfo:
@@ -71,7 +92,7 @@ class Supervisor:
             await self._attempt(self._server.prepare())
             while True:
                 await self._attempt(self._live())
-                await self._attempt(self._set_aside())
+                await self._attempt(self._clear_up())
                 await self._pause()
         finally:
             await self._shut_down()
@@ -83,7 +104,7 @@ class Supervisor:
     async def send(
         self, url: str, body: bytes, request_id: str, timeout_s: float
     ) -> Reply | NoReply:
-        """Send one request; a Fault at once while the engine is not ready."""
+        """Send one request; NoReply at once while the engine is not ready."""
         life = self._life
         if life is None or not self._ready.is_set():
             return NoReply(NoReplyKind.CONNECTION, f"the engine is {self._info.state}")
@@ -105,8 +126,14 @@ class Supervisor:
         """Ask the engine for its models; no where it does not run."""
         return self._life is not None and await self._life.client.accepts_us()
 
+    async def refresh_load(self) -> None:
+        """Read the figures now; an engine that is not ready has none."""
+        life = self._life
+        if life is not None and self._ready.is_set():
+            life.load = await life.client.load()
+
     async def restart(self, reason: str) -> None:
-        """Declare the engine dead and kill it; it is started again as after a death."""
+        """Declare the engine dead and kill it; it is restarted as after a death."""
         if self._life:
             self._end(self._life, reason)
 
@@ -146,8 +173,9 @@ class Supervisor:
 
     async def _watch(self, life: Life) -> str:
         """Bring the engine up and watch it; returns what is wrong with it."""
-        if not await life.until_alive():
-            return f"the engine was not ready within {self._timing.start_timeout_s:g} s"
+        trouble = await life.until_alive()
+        if trouble is not None:
+            return self._server.not_ready(self._timing.start_timeout_s, trouble)
         models, version = await life.client.models(), await life.client.version()
         if life.over.done():
             return life.over.result()
@@ -166,7 +194,7 @@ class Supervisor:
         return await life.watch()
 
     async def _not_found(self, life: Life, url: str, reply: Reply) -> Reply | NoReply:
-        """Tell a path that this form of the server lacks from an answer of the engine."""
+        """Distinguish a path that this form of the server lacks from an answer of the engine."""
         served = await life.client.serves(url)
         if life.over.done():
             return NoReply(NoReplyKind.CONNECTION, "the engine ended meanwhile")
@@ -193,7 +221,7 @@ class Supervisor:
             replace(self._info, state=state, generation=generation, last_error=reason, pids=())
         )
 
-    async def _set_aside(self) -> None:
+    async def _clear_up(self) -> None:
         """Stop what is left of the engine, then read its last lines."""
         life, self._life = self._life, None
         if life:
@@ -201,7 +229,7 @@ class Supervisor:
         await self._server.stop(self._timing.loss_grace_s)
         error, lines = self._server.explain(self._info.last_error or ""), self._server.lines
         self._become(replace(self._info, last_error=error, last_lines=lines))
-        log.warning("engine_buried", extra={"reason": error, "lines": lines[-_LOGGED_LINES:]})
+        log.warning("engine_ended", extra={"reason": error, "lines": lines[-_LOGGED_LINES:]})
 
     async def _pause(self) -> None:
         delay = self._delay()

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from inbox_daemon.contract.config import Config
-from inbox_daemon.engine.base import Load
+from inbox_daemon.engine.base import EngineKind, Load
 from inbox_daemon.engine.window import WindowController
 from inbox_daemon.gpu.heat import (
     OPEN,
@@ -52,7 +52,7 @@ class Change:
 class Governor:
     """The window and the chunk size, as the newest readings have them."""
 
-    def __init__(self, config: Config, max_window: int = MAX_WINDOW) -> None:
+    def __init__(self, config: Config, kind: EngineKind, max_window: int = MAX_WINDOW) -> None:
         """Start with the window's default and the largest chunk.
 
         `max_window` bounds the window by what the process may hold open: each request
@@ -64,10 +64,8 @@ class Governor:
         self._thermal = ThermalGovernor(config.gpu.warn_c, config.gpu.stop_c, config.gpu.resume_c)
         self._silence = Latch(STEADY_READINGS)
         self._allowance = OPEN
-        # What someone else runs holds memory too, under pids that we do not know as ours.
-        self._child = not config.endpoint.url
-        # Only of vLLM do we know that it computes on this card.
-        self._needs_gpu = self._child and not config.engine.command and bool(config.engine.model)
+        # What a remote server holds is held under pids that we do not know as ours.
+        self._kind = kind
         self._has_answered = False
         self._crowded: str | None = None
         self._largest = self.chunk_size = config.run.chunk_max
@@ -130,7 +128,7 @@ class Governor:
         self._allowance = self._thermal.update(sample.temperature_c, throttled=throttled)
 
     def _read_memory(self, sample: GpuSample) -> None:
-        others = sample.others_percent if self._child else None
+        others = sample.others_percent if self._kind.owned else None
         self.chunk_size = self._sizer.update(others)
         if self.chunk_size == self._largest:
             self._crowded = None
@@ -142,7 +140,7 @@ class Governor:
 
     def _read_silence(self, sample: GpuSample) -> None:
         self._has_answered = self._has_answered or sample.healthy
-        lost = self._needs_gpu and self._has_answered and not sample.healthy
+        lost = self._kind.computes_here and self._has_answered and not sample.healthy
         if self._silence.update(on=lost):
             self._allowance = _silent(sample)
 
@@ -174,16 +172,11 @@ CHUNK_STEPS = ((70.0, 5000), (80.0, 3000), (90.0, 1000), (math.inf, 500))
 CHUNK_MARGIN_PERCENT = 3.0
 
 
-def chunk_size(others_percent: float | None, chunk_min: int, chunk_max: int) -> int:
-    """Return how many requests a chunk may hold.
-
-    `others_percent`: the GPU memory that others use, 0 to 100; None means the largest chunk.
-    """
-    return ChunkSizer(chunk_min, chunk_max).update(others_percent)
-
-
 class ChunkSizer:
-    """`chunk_size` with a memory, so that a reading around a border does not swing."""
+    """How many requests a chunk may hold, by the GPU memory that others use.
+
+    With a memory, so that a reading around a border does not make it swing.
+    """
 
     def __init__(self, chunk_min: int, chunk_max: int) -> None:
         """Take the configured bounds, in requests."""

@@ -322,8 +322,7 @@ class Runner:
     def _target(self) -> Target:
         """Return where requests go now; asked once a turn, as it costs as much as a request."""
         info = self._engine.info
-        model = self._config.engine.served_name or (info.models[0] if info.models else None)
-        return Target(info.generation, model)
+        return Target(info.generation, info.default_model)
 
     # -- end ------------------------------------------------------------------------
 

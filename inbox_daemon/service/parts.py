@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inbox_daemon.contract.config import Config
-from inbox_daemon.engine.base import Engine
+from inbox_daemon.engine.base import Engine, EngineKind
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.gpu.nvml import Gpu
 from inbox_daemon.intake.admission import Admission
@@ -47,7 +47,7 @@ def assemble(  # noqa: PLR0913, PLR0917 - the parts that it joins
     ledger: Ledger,
     jobs: ActiveJobs,
     make_engine: Callable[[Callable[[], None]], Engine],
-    governor: Governor,
+    make_governor: Callable[[EngineKind], Governor],
     gpu: Gpu,
     on_change: Callable[[], None] = lambda: None,
 ) -> Parts:
@@ -62,13 +62,12 @@ def assemble(  # noqa: PLR0913, PLR0917 - the parts that it joins
         on_change()
 
     engine = make_engine(changed)
+    governor = make_governor(engine.kind)
     worker = Worker(config, jobs, engine, governor, gpu, changed)
     runner = Runner(config, spool, ledger, jobs, engine, governor, worker.charge_energy)
 
     def served() -> Served:
-        configured, models = config.engine.served_name, engine.info.models
-        default = configured or (models[0] if models else None)
-        return Served(default, frozenset(filter(None, [configured, *models])))
+        return Served(engine.info.default_model, engine.info.known_models)
 
     admission = Admission(config, spool, ledger, jobs, served)
     redriver = Redriver(spool, ledger, admission)

@@ -120,7 +120,7 @@ async def _main(
         ledger,
         jobs,
         lambda on_change: open_engine(config, spool.ledger, on_change=on_change),
-        Governor(config, max_window),
+        lambda kind: Governor(config, kind, max_window),
         gpu,
         changed.set,
     )

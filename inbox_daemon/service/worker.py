@@ -54,12 +54,18 @@ class Worker:
 
     async def read_engine(self, runner: Runner) -> None:
         """Give the governor the engine's figures as they come, and restart a hung engine."""
-        finished = 0
+        finished = flying = 0
         hangs = HangDetector(self.config.engine.hang_s, self.config.run.request_timeout_s)
         while True:
             await asyncio.sleep(ENGINE_TICK_S)
             load, now, before = self.engine.info.load, time.monotonic(), self.governor.window
             done, finished = runner.finished - finished, runner.finished
+            if runner.in_flight == 0 and flying:
+                # Or the status would go on showing what ran before the last answer came.
+                await self.engine.refresh_load()
+                load = self.engine.info.load
+                self.on_change()
+            flying = runner.in_flight
             self.governor.read_engine(load, runner.in_flight, done, now, limited=runner.limited)
             if self.governor.window > before:
                 runner.wake()
@@ -96,6 +102,6 @@ class Worker:
 
     def _charge(self, sample: GpuSample | None) -> None:
         """Charge the running jobs; a server that others run may not even be on our card."""
-        if sample is not None and not self.config.endpoint.url:
+        if sample is not None and self.engine.kind.owned:
             runs = [(run.record.id, run) for run in self.jobs.runs()]
             self._energy.charge(time.monotonic(), sample.energy_j, sample.power_w, runs)

@@ -200,7 +200,7 @@ class Flow:
             self.ledger,
             self.queue,
             lambda _: engine,
-            Governor(self.config),
+            lambda kind: Governor(self.config, kind),
             NoCard(),
         )
         self.runner, self.intake = parts.runner, parts.intake

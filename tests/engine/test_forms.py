@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from inbox_daemon.engine.base import EngineState, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.base import EngineKind, EngineState, NoReply, NoReplyKind, Reply
 from inbox_daemon.engine.process.child import Launch
 from inbox_daemon.engine.process.servers import ChildServer
 from inbox_daemon.engine.supervisor import Supervisor
@@ -31,7 +31,9 @@ def run(tmp_path: Path) -> Run:
             words = (sys.executable, str(PROGRAM), "--socket", str(socket))
             return Launch((*words, *(fast_options if fast else ())), dict(os.environ))
 
-        server = ChildServer(launch, tmp_path / "note", has_fast_form=lambda: True)
+        server = ChildServer(
+            launch, tmp_path / "note", EngineKind(owned=True), has_fast_form=lambda: True
+        )
         watched = Watched()
         watched.engine = Supervisor(server, QUICK, watched.on_change)
         task = asyncio.create_task(watched.engine.run())

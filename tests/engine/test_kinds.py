@@ -1,14 +1,15 @@
 """The three kinds of engine: a command of the operator's, an endpoint, none at all."""
 
-import subprocess
+import asyncio
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from inbox_daemon.contract.config import Config
-from inbox_daemon.engine import Timing
-from inbox_daemon.engine.base import EngineState, NoReply, Reply
+from inbox_daemon.engine import Timing, open_engine
+from inbox_daemon.engine.base import EngineInfo, EngineKind, EngineState, NoReply, Reply
 from standin_process import ask, ready, running_standin, supervised
 
 
@@ -41,7 +42,7 @@ async def test_no_configuration_is_told_and_waited_with(tmp_path: Path) -> None:
         assert isinstance(await ask(watched, "hello"), NoReply)
 
 
-async def test_a_server_of_somebody_else_is_used_where_it_is(tmp_path: Path) -> None:
+async def test_a_remote_server_is_used_where_it_is(tmp_path: Path) -> None:
     """An endpoint is neither started nor stopped: it serves before and after."""
     path = tmp_path / "s"
     config = Config.model_validate({"spool": tmp_path, "endpoint": {"url": f"unix:{path}"}})
@@ -53,7 +54,7 @@ async def test_a_server_of_somebody_else_is_used_where_it_is(tmp_path: Path) -> 
         assert process.returncode is None
 
 
-async def test_a_server_of_somebody_else_may_go_and_come_back(tmp_path: Path) -> None:
+async def test_a_remote_server_may_go_and_come_back(tmp_path: Path) -> None:
     """An endpoint that vanishes is lost, waited for, and used again."""
     path = tmp_path / "s"
     config = Config.model_validate({"spool": tmp_path, "endpoint": {"url": f"unix:{path}"}})
@@ -72,15 +73,93 @@ async def test_a_server_of_somebody_else_may_go_and_come_back(tmp_path: Path) ->
             await ready(watched, generation=1)
 
 
-def test_the_limit_of_open_files_is_raised(tmp_path: Path) -> None:
-    """A daemon born with room for few connections makes room for all that are allowed."""
-    program = (
-        "import resource; from pathlib import Path;"
-        "from inbox_daemon.contract.config import Config;"
-        "from inbox_daemon.engine import open_engine;"
-        "open_engine(Config(), Path(), on_change=print);"
-        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
-    )
-    shell = ["sh", "-c", 'ulimit -S -n 256; ulimit -H -n 4096; exec "$@"', "sh"]
-    run = subprocess.run([*shell, sys.executable, "-c", program], capture_output=True, check=True)
-    assert run.stdout == b"(4096, 4096)\n"
+@pytest.mark.parametrize(
+    ("engine", "endpoint", "kind"),
+    [
+        ({"model": "m"}, {}, EngineKind(owned=True, computes_here=True)),
+        ({"model": "m", "command": ["serve"]}, {}, EngineKind(owned=True)),
+        ({"model": "m"}, {"url": "http://127.0.0.1:1"}, EngineKind()),
+        ({}, {}, EngineKind()),
+    ],
+    ids=["vllm", "command", "endpoint", "none"],
+)
+def test_an_engine_knows_its_kind(
+    tmp_path: Path, engine: dict[str, object], endpoint: dict[str, object], kind: EngineKind
+) -> None:
+    """Only of vLLM is it known that it computes here; a remote server is not ours."""
+    settings = {"spool": tmp_path, "engine": engine, "endpoint": endpoint}
+    config = Config.model_validate(settings)
+    assert open_engine(config, tmp_path, on_change=lambda: None).kind == kind
+
+
+def test_an_engine_knows_its_models() -> None:
+    """The configured name comes first, else the first that the server lists; or none is known."""
+    info = EngineInfo(EngineState.READY, models=("a", "b"))
+    assert (info.default_model, sorted(info.known_models)) == ("a", ["a", "b"])
+    named = EngineInfo(EngineState.READY, models=("a",), configured_model="mine")
+    assert (named.default_model, sorted(named.known_models)) == ("mine", ["a", "mine"])
+    unknown = EngineInfo(EngineState.STARTING)
+    assert (unknown.default_model, unknown.known_models) == (None, frozenset())
+
+
+def free_port() -> int:
+    """A port of loopback on which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+async def refused(address: str, tmp_path: Path) -> str:
+    """The sentence for an endpoint that never serves."""
+    config = Config.model_validate({"spool": tmp_path, "endpoint": {"url": address}})
+    timing = Timing(start_timeout_s=0.2, start_poll_s=0.02)
+    async with supervised(config, tmp_path, timing) as watched:
+        info = await watched.until(lambda info: info.retry_in_s is not None)
+        return str(info.last_error)
+
+
+async def test_an_endpoint_that_refuses_connections_is_shown_as_that(tmp_path: Path) -> None:
+    """The operator reads what happened, where, and what to do."""
+    address = f"http://127.0.0.1:{free_port()}"
+    sentence = await refused(address, tmp_path)
+    assert "connection refused" in sentence
+    assert f"{address}; start it there, or correct [endpoint] url" in sentence
+
+
+async def test_a_socket_that_is_missing_is_shown_as_that(tmp_path: Path) -> None:
+    """A Unix socket that nothing has made yet."""
+    assert "no such file or directory" in await refused(f"unix:{tmp_path}/none", tmp_path)
+
+
+async def test_a_name_that_does_not_resolve_is_shown_as_that(tmp_path: Path) -> None:
+    """The name is in the sentence; `.invalid` never resolves (RFC 6761)."""
+    sentence = await refused("http://engine.invalid:8000", tmp_path)
+    assert "the name engine.invalid cannot be resolved" in sentence
+
+
+async def test_a_server_without_tls_is_shown_as_that(tmp_path: Path) -> None:
+    """HTTPS to a port that does not speak it is no riddle of a library."""
+    server = await asyncio.start_server(_say_hello, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        assert "TLS failed" in await refused(f"https://127.0.0.1:{port}", tmp_path)
+
+
+async def _say_hello(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hello\r\n")
+    writer.close()
+
+
+async def test_a_server_that_says_it_cannot_serve_is_shown_with_its_answer(tmp_path: Path) -> None:
+    """A proxy whose server is down answers 502 for it."""
+    server = await asyncio.start_server(_say_502, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        assert "/health answers 502" in await refused(f"http://127.0.0.1:{port}", tmp_path)
+
+
+async def _say_502(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+    writer.close()

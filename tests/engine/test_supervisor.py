@@ -183,7 +183,7 @@ async def test_failing_starts_back_off_and_tell_why(tmp_path: Path) -> None:
         assert info.last_lines[-1] == "RuntimeError: this start was asked to fail"
         assert str(info.last_error) == (
             "the engine ended (exit status 1);"
-            " its last words: RuntimeError: this start was asked to fail"
+            " it printed: RuntimeError: this start was asked to fail"
         )
         info = await ready(watched)
         assert (info.restarts, info.generation) == (3, 0)

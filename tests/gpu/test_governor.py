@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import config, job_record, make_spool, request
-from inbox_daemon.engine.base import Load, NoReply, Reply
+from inbox_daemon.engine.base import EngineKind, Load, NoReply, Reply
 from inbox_daemon.engine.window import DEFAULT_WINDOW
 from inbox_daemon.gpu.governor import MIN_WINDOW, STEADY_READINGS, Change, Governor
 from inbox_daemon.gpu.heat import CALM_READINGS, GovernorState
@@ -37,7 +37,10 @@ SILENT = GpuSample("card", healthy=False, problem="card cannot be used: it is go
 
 def governor(sections: dict[str, Any]) -> Governor:
     """A governor of a daemon with that configuration."""
-    return Governor(config(**sections))
+    settings = config(**sections)
+    owned = not settings.endpoint.url
+    vllm = owned and not settings.engine.command and bool(settings.engine.model)
+    return Governor(settings, EngineKind(owned=owned, computes_here=vllm))
 
 
 def read(governed: Governor, *samples: GpuSample | None) -> list[bool]:
@@ -321,7 +324,9 @@ def start(root: Path, requests: int, engine: Answering, governed: Governor) -> R
     path.parent.mkdir()
     path.write_bytes(b"".join(request(str(number)) + b"\n" for number in range(requests)))
     jobs.add(record, RunningJob(record, spool, ledger))
-    parts = assemble(config(**VLLM), spool, ledger, jobs, lambda _: engine, governed, NoCard())
+    parts = assemble(
+        config(**VLLM), spool, ledger, jobs, lambda _: engine, lambda _: governed, NoCard()
+    )
     return parts.runner
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from inbox_daemon.engine.base import Load
 from inbox_daemon.engine.window import DEFAULT_WINDOW, RESERVE_FLOOR, WindowController
-from inbox_daemon.gpu.governor import ChunkSizer, chunk_size
+from inbox_daemon.gpu.governor import ChunkSizer
 from inbox_daemon.gpu.heat import CALM_READINGS, PATIENCE_READINGS, GovernorState, ThermalGovernor
 
 MINIMUM, MAXIMUM = 8, 4096
@@ -43,13 +43,13 @@ MINIMUM, MAXIMUM = 8, 4096
 )
 def test_chunks_shrink_with_the_memory_that_others_use(percent: float | None, size: int) -> None:
     """Each border of the design holds, and no figure means the largest chunk."""
-    assert chunk_size(percent, 500, 5000) == size
+    assert ChunkSizer(500, 5000).update(percent) == size
 
 
 @pytest.mark.parametrize(("percent", "size"), [(0, 2000), (75, 2000), (85, 1000), (95, 700)])
 def test_configured_bounds_hold(percent: float, size: int) -> None:
     """The configured bounds cut what the memory would allow or ask for."""
-    assert chunk_size(percent, 700, 2000) == size
+    assert ChunkSizer(700, 2000).update(percent) == size
 
 
 def test_reading_around_a_border_does_not_swing() -> None:

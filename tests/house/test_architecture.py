@@ -241,6 +241,12 @@ def calls(name: str) -> set[str]:
     return found
 
 
+def test_what_an_endpoint_is_stays_with_the_engine() -> None:
+    """Outside of engine/ nothing reads `[endpoint] url`: the engine knows its kind."""
+    readers = {name for name in NAMES if re.search(r"endpoint\.url", (PACKAGE / name).read_text())}
+    assert {room_of(name) for name in readers} <= {"engine"}
+
+
 ALLOWED = {
     # A journal is cut to what was committed, which is only ever less than was promised.
     "jobs/files.py": {"os.ftruncate"},

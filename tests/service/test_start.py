@@ -67,3 +67,17 @@ def test_body_in_flight_takes_what_its_text_takes() -> None:
     tracemalloc.stop()
     assert orjson.loads(bodies[0]) == chat | {"model": "model"}
     assert held < 1000 * (len(bodies[0]) + 200)
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    """A daemon born with room for few connections makes room for all that are allowed.
+
+    What it returns is what the window is bounded by, whatever the order of the start.
+    """
+    program = (
+        "import resource; from inbox_daemon.service.start import raise_file_limit;"
+        "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    shell = ["sh", "-c", 'ulimit -S -n 256; ulimit -H -n 4096; exec "$@"', "sh"]
+    run = subprocess.run([*shell, sys.executable, "-c", program], capture_output=True, check=True)
+    assert run.stdout == b"4096 (4096, 4096)\n"

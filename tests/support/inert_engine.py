@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from inbox_daemon.engine.base import EngineInfo, EngineState
+from inbox_daemon.engine.base import EngineInfo, EngineKind, EngineState
 
 
 class InertEngine:
@@ -11,6 +11,14 @@ class InertEngine:
     def __init__(self, model: str) -> None:
         """Be ready at once, with one model."""
         self.info = EngineInfo(EngineState.READY, models=(model,))
+
+    @property
+    def kind(self) -> EngineKind:
+        """A remote server, as far as anything follows from that."""
+        return EngineKind()
+
+    async def refresh_load(self) -> None:
+        """It has no figures."""
 
     async def run(self) -> None:
         """Nothing is to be kept up."""

@@ -21,7 +21,7 @@ import orjson
 
 from builders import JOB_ID, config, job_record, make_spool
 from inbox_daemon.contract.config import Config
-from inbox_daemon.engine.base import EngineState, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.base import EngineKind, EngineState, NoReply, NoReplyKind, Reply
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
@@ -165,7 +165,7 @@ class FixedGovernor(Governor):
 
     def __init__(self, settings: Config, window: int, chunk: int) -> None:
         """Take both figures."""
-        super().__init__(settings)
+        super().__init__(settings, EngineKind())
         self.fixed = window
         self.chunk_size = chunk
 
@@ -201,7 +201,7 @@ class Bench:
             self.ledger,
             self.queue,
             lambda _: self.engine,
-            self.governor,
+            lambda _: self.governor,
             NoCard(),
         )
         self.runner = self.parts.runner

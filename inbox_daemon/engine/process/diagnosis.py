@@ -1,8 +1,8 @@
 """What an operator has to do, read from the last lines of a server that failed.
 
 Purpose: one clear sentence instead of a traceback.
-Invariants: pure; lines that no pattern knows still give a sentence, with the line that
-tells most.  The causes are searched in the order of the table, the newest line first.
+Invariants: pure; lines that no pattern knows still give a sentence, with the most
+telling line.  The causes are searched in the order of the table, the newest line first.
 Source: texts of vLLM 0.26 to 0.33, transformers, huggingface_hub and PyTorch.
 Known limit: these words change between releases; an unknown text falls to the last
 line that looks like an exception.
@@ -10,10 +10,22 @@ line that looks like an exception.
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Program(NamedTuple):
+    """What failed, and where its options are set, in the words of the advice."""
+
+    name: str
+    options: str
+
+
+VLLM = Program("vLLM", "[engine] args")
+OWN_COMMAND = Program("the program of [engine] command", "[engine] command")
 
 
 class _Cause:
-    """An advice, and the texts that call for it."""
+    """A piece of advice, and the texts that call for it."""
 
     def __init__(self, advice: str, *patterns: str) -> None:
         self.advice = advice
@@ -32,26 +44,26 @@ _CAUSES = (
     ),
     _Cause(
         "the GPU is too small or too full; lower --gpu-memory-utilization or --max-model-len in"
-        " [engine] args, take a smaller model, or free the GPU",
+        " {options}, take a smaller model, or free the GPU",
         r"CUDA out of memory",
         r"OutOfMemoryError",
         r"CUDA error: out of memory",
     ),
     _Cause(
-        "there is less free memory than vLLM was told to take; free some of it or lower"
-        " --gpu-memory-utilization in [engine] args",
+        "there is less free memory than vLLM was set to take; free some of it or lower"
+        " --gpu-memory-utilization in {options}",
         r"Free memory on device",
         r"[Ff]ree memory .* is less than desired",
         r"Available memory on node .* is less than desired",
     ),
     _Cause(
         "the model leaves no memory for the KV cache; raise --gpu-memory-utilization in"
-        " [engine] args, or take a smaller model",
+        " {options}, or take a smaller model",
         r"No available memory for the cache blocks",
     ),
     _Cause(
         "the KV cache cannot hold one request of the model's full length; lower --max-model-len"
-        " or raise --gpu-memory-utilization in [engine] args",
+        " or raise --gpu-memory-utilization in {options}",
         r"max seq len .* larger than",
         r"larger than the available KV cache",
         r"larger than the maximum number of tokens that can be stored in KV cache",
@@ -97,7 +109,7 @@ _CAUSES = (
         r"does not recognize this architecture",
     ),
     _Cause(
-        "vLLM does not accept an option; check [engine] args",
+        "{name} does not accept an option; check {options}",
         r"error: unrecognized arguments",
         r"error: argument ",
         r"error: the following arguments are required",
@@ -134,31 +146,32 @@ _PREFIX = re.compile(r"^\(\w+[^)]* pid=\d+\) *(?:[A-Z]+ [\d-]+ [\d:.,]+ \[[^\]]+
 _MAX_QUOTE = 400
 
 
-def known_cause(lines: Sequence[str]) -> str | None:
-    """Give the advice for the first cause of the table that a line shows, with that line."""
+def known_cause(lines: Sequence[str], program: Program = VLLM) -> str | None:
+    """Return the advice for the first cause of the table that a line shows, with that line."""
     for cause in _CAUSES:
         for line in reversed(lines):
             if cause.pattern.search(line):
-                return f"{cause.advice} ({_quote(line)})"
+                advice = cause.advice.format(**program._asdict())
+                return f"{advice} ({_quote(line)})"
     return None
 
 
 def tells(line: str) -> bool:
-    """Say whether a line is worth keeping when many others come after it."""
+    """Return whether a line is worth keeping when many others come after it."""
     return bool(_EXCEPTION.search(line)) or any(cause.pattern.search(line) for cause in _CAUSES)
 
 
-def explain(what: str, lines: Sequence[str]) -> str:
-    """Make the operator's sentence: `what` happened, and why as far as the lines tell."""
-    cause = known_cause(lines)
+def explain(what: str, lines: Sequence[str], program: Program) -> str:
+    """Return the operator's sentence: `what` happened, and why as far as the lines tell."""
+    cause = known_cause(lines, program)
     if cause:
         return f"{what}: {cause}"
     line = telling_line(lines)
-    return f"{what}; its last words: {_quote(line)}" if line else what
+    return f"{what}; it printed: {_quote(line)}" if line else what
 
 
 def telling_line(lines: Sequence[str]) -> str | None:
-    """Pick the newest line that looks like an exception's, else the newest that is no chatter."""
+    """Return the newest line that looks like an exception's, else the newest that is no chatter."""
     exceptions = [line for line in lines if _EXCEPTION.search(line)]
     causes = [line for line in exceptions if not _ECHO.search(line)]
     others = [line for line in lines if not _CHATTER.search(line)]

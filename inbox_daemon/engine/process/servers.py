@@ -1,19 +1,19 @@
-"""The three things that can answer: our vLLM, our own command, somebody else's server.
+"""The three things that can answer: our vLLM, our own command, a remote server.
 
 Purpose: one shape for them, so that the supervisor knows no difference.
 Invariants: a server that was started is stopped before it is started again; the
-socket lies in a folder that nobody else can enter.
-Known limit: somebody else's server cannot be started or stopped from here; it counts
+socket lies in a folder that no other user can enter.
+Known limit: a remote server cannot be started or stopped from here; it counts
 as started when its address is known and never ends by itself.
 """
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
+from inbox_daemon.engine.base import EngineKind
 from inbox_daemon.engine.process.child import Child, Launch
-from inbox_daemon.engine.process.diagnosis import explain, known_cause
+from inbox_daemon.engine.process.diagnosis import OWN_COMMAND, VLLM, explain, known_cause
 from inbox_daemon.engine.process.session import (
     SOCKET_NAME,
     make_folder,
@@ -23,51 +23,68 @@ from inbox_daemon.engine.process.session import (
 
 _UNCONFIGURED = (
     "no engine is configured; set [engine] model to a model's folder or hub name,"
-    " or [engine] command, or [endpoint] url, in the configuration, and start the daemon anew"
+    " or [engine] command, or [endpoint] url, in the configuration, and restart the daemon"
 )
 
 
-class Server(Protocol):
-    """Something that can be started, ends, and is stopped."""
+class Server:
+    """Something that can be started, ends, and is stopped.
+
+    What is not overridden does nothing, as for a server of which nothing is ours.
+    """
+
+    kind = EngineKind()
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Its processes, as far as they are ours."""
+        return ()
 
     @property
     def lines(self) -> tuple[str, ...]:
         """What it printed last."""
+        return ()
 
     @property
     def has_substitute(self) -> bool:
-        """Say whether it runs in a form that `substitute` can replace by a safer one."""
+        """Whether it runs in a form that `substitute` can replace by a safer one."""
+        return False
 
     def substitute(self) -> None:
         """Take the safer form from the next start on."""
 
     def start_differently(self) -> bool:
-        """After a failed start: say whether the next one is worth trying at once."""
+        """Return, after a failed start, whether the next one is worth trying at once."""
+        return False
 
     async def prepare(self) -> None:
         """Clear away what an earlier daemon left; once, before the first start."""
 
     async def start(self) -> str:
         """Start it and return its address; raises OSError when it cannot be tried."""
+        raise NotImplementedError
 
     async def ended(self) -> str:
-        """Wait until it ended by itself and say how."""
+        """Return in words how it ended, once it did; never where only answers show that."""
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never
 
     async def stop(self, grace_s: float) -> None:
-        """Stop it, if it runs; it gets `grace_s` seconds to leave by itself."""
+        """Stop it, if it is ours; it gets `grace_s` seconds to leave by itself."""
 
     def kill(self) -> None:
         """Kill it, if it is ours, without waiting for its end."""
 
+    def not_ready(self, timeout_s: float, why: str) -> str:
+        """Return the sentence for a start that took longer than it may."""
+        return f"the engine was not ready within {timeout_s:g} s ({why})"
+
     def explain(self, what: str) -> str:
-        """Make the operator's sentence out of what happened and what it printed."""
+        """Return the operator's sentence from what happened and what it printed."""
+        return what
 
 
-class ChildServer:
+class ChildServer(Server):
     """A child process that listens on a socket of ours.
 
     `launch` makes the command: it is given the socket and whether to take the form
@@ -78,10 +95,12 @@ class ChildServer:
         self,
         launch: Callable[[Path, bool], Launch],
         record: Path,
+        kind: EngineKind,
         *,
         has_fast_form: Callable[[], bool],
     ) -> None:
         """Note the running child in `record`; `has_fast_form` is asked before each start."""
+        self.kind = kind
         self._launch = launch
         self._record = record
         self._has_fast_form = has_fast_form
@@ -110,7 +129,7 @@ class ChildServer:
         self._fast_allowed = False
 
     def start_differently(self) -> bool:
-        """Give up the faster form when it failed for a reason that nobody knows."""
+        """Give up the faster form when it failed for an unknown reason."""
         different = self._fast_runs and known_cause(self.lines) is None
         if different:
             self.substitute()
@@ -151,62 +170,33 @@ class ChildServer:
             self._child.kill()
 
     def explain(self, what: str) -> str:
-        """Read the child's last lines."""
-        return explain(what, self.lines)
+        """Read the child's last lines; only what is known to be vLLM is spoken of as such."""
+        return explain(what, self.lines, VLLM if self.kind.computes_here else OWN_COMMAND)
 
 
-class RemoteServer:
+class RemoteServer(Server):
     """A server that someone else runs."""
-
-    pids: tuple[int, ...] = ()
-    lines: tuple[str, ...] = ()
-    has_substitute = False
 
     def __init__(self, address: str) -> None:
         """Take the address as the configuration has it."""
         self._address = address
 
-    def substitute(self) -> None:
-        """Do nothing: there is one form only."""
-
-    def start_differently(self) -> bool:
-        """Say no, for the same reason."""
-        return False
-
-    async def prepare(self) -> None:
-        """Do nothing: nothing of it is ours."""
-
     async def start(self) -> str:
         """Return its address."""
         return self._address
 
-    async def ended(self) -> str:
-        """Wait for ever: only its answers tell whether it lives."""
-        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        return await never
-
-    async def stop(self, grace_s: float) -> None:
-        """Leave it alone."""
-
-    def kill(self) -> None:
-        """Leave it alone."""
+    def not_ready(self, timeout_s: float, why: str) -> str:
+        """Say what the attempts to reach it met."""
+        return f"the server does not serve ({why}, for {timeout_s:g} s)"
 
     def explain(self, what: str) -> str:
-        """Name the server."""
-        return f"{what}: {self._address}"
+        """Name the server, and what to do."""
+        return f"{what}: {self._address}; start it there, or correct [endpoint] url"
 
 
-class MissingServer(RemoteServer):
+class MissingServer(Server):
     """No server: the configuration names none."""
-
-    def __init__(self) -> None:
-        """Take nothing."""
-        super().__init__("")
 
     async def start(self) -> str:
         """Raise OSError, always."""
         raise OSError(_UNCONFIGURED)
-
-    def explain(self, what: str) -> str:
-        """Add nothing."""
-        return what

@@ -13,7 +13,14 @@ from dataclasses import replace
 
 import orjson
 
-from inbox_daemon.engine.base import EngineInfo, EngineState, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.base import (
+    EngineInfo,
+    EngineKind,
+    EngineState,
+    NoReply,
+    NoReplyKind,
+    Reply,
+)
 from standin_answers import error, last_text
 from standin_faults import find_faults
 
@@ -44,6 +51,14 @@ class MemoryEngine:
         self._info = EngineInfo(EngineState.READY, models=(MODEL,))
         self._death = asyncio.Event()
         self.loop = asyncio.get_running_loop()
+
+    @property
+    def kind(self) -> EngineKind:
+        """A remote server, as far as anything follows from that."""
+        return EngineKind()
+
+    async def refresh_load(self) -> None:
+        """It has no figures."""
 
     @property
     def info(self) -> EngineInfo:

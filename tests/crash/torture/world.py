@@ -150,7 +150,7 @@ class World:
             self.ledger,
             self.queue,
             lambda _: self.engine,
-            Governor(self._config),
+            lambda kind: Governor(self._config, kind),
             NoCard(),
         )
         self.runner, self.admission, self.redriver = parts.runner, parts.admission, parts.redriver

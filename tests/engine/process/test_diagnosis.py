@@ -2,7 +2,14 @@
 
 import pytest
 
-from inbox_daemon.engine.process.diagnosis import explain, known_cause, telling_line, tells
+from inbox_daemon.engine.process.diagnosis import (
+    OWN_COMMAND,
+    VLLM,
+    explain,
+    known_cause,
+    telling_line,
+    tells,
+)
 
 # Each as it was printed by vLLM 0.32 on a machine without a GPU, cut on the right.
 SEEN = {
@@ -51,7 +58,7 @@ SEEN = {
 }
 # As the sources of vLLM, transformers, huggingface_hub and PyTorch have them.
 READ = {
-    "than vLLM was told to take": (
+    "than vLLM was set to take": (
         "ValueError: Free memory on device cuda:0 (3.1/23.99 GiB) on startup is less than desired"
         " GPU memory utilization (0.85, 20.39 GiB)."
     ),
@@ -94,16 +101,37 @@ TRACEBACK = [
 @pytest.mark.parametrize(("advice", "line"), [*SEEN.items(), *READ.items()])
 def test_a_known_text_gives_its_advice(advice: str, line: str) -> None:
     """Each text that is known tells the operator what to do, and is quoted."""
-    sentence = explain("the engine ended (exit status 1)", ["INFO first", line, "INFO last"])
+    sentence = explain("the engine ended (exit status 1)", ["INFO first", line, "INFO last"], VLLM)
     assert sentence.startswith("the engine ended (exit status 1): ")
     assert advice in sentence
     assert line.rsplit("] ", maxsplit=1)[-1].strip()[:100] in sentence
     assert tells(line)
 
 
+OPTION = "serve: error: unrecognized arguments: --frobnicate"
+
+
+def test_an_option_error_is_blamed_on_the_program_that_was_started() -> None:
+    """The operator's own command is not called vLLM, and is looked for where it is set."""
+    ours = explain("the engine ended", [OPTION], VLLM)
+    assert "vLLM does not accept an option; check [engine] args" in ours
+    own = explain("the engine ended", [OPTION], OWN_COMMAND)
+    assert "the program of [engine] command does not accept an option; check [engine]" in own
+    assert "vLLM" not in own
+    assert "[engine] args" not in own
+
+
+@pytest.mark.parametrize("line", sorted({*SEEN.values(), *READ.values()}))
+def test_advice_never_names_options_that_do_not_count(line: str) -> None:
+    """Whatever went wrong with an own command, its advice leads to that command."""
+    assert "[engine] args" not in explain("it ended", [line], OWN_COMMAND)
+
+
 def test_an_unknown_error_is_quoted() -> None:
-    """Of lines that nobody knows, the newest exception that is no echo is quoted, bare."""
-    assert explain("it ended", TRACEBACK) == "it ended; its last words: ValueError: the root of it"
+    """Of unknown lines, the newest exception that is no echo is quoted, bare."""
+    assert (
+        explain("it ended", TRACEBACK, VLLM) == "it ended; it printed: ValueError: the root of it"
+    )
 
 
 def test_an_echo_is_better_than_noise() -> None:
@@ -113,17 +141,17 @@ def test_an_echo_is_better_than_noise() -> None:
 
 def test_without_an_error_the_last_line_is_quoted() -> None:
     """A server that just ends is quoted with what it said last."""
-    assert explain("it ended", ["one", "two"]) == "it ended; its last words: two"
+    assert explain("it ended", ["one", "two"], VLLM) == "it ended; it printed: two"
 
 
 def test_silence_adds_nothing() -> None:
     """A server that printed nothing is not quoted."""
-    assert explain("it ended (killed by SIGKILL)", []) == "it ended (killed by SIGKILL)"
+    assert explain("it ended (killed by SIGKILL)", [], VLLM) == "it ended (killed by SIGKILL)"
 
 
 def test_a_quote_is_bounded() -> None:
     """However long a line is, the sentence stays readable."""
-    assert len(explain("it ended", ["ValueError: " + "x" * 10_000])) < 500
+    assert len(explain("it ended", ["ValueError: " + "x" * 10_000], VLLM)) < 500
 
 
 @pytest.mark.parametrize(
