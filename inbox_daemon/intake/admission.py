@@ -1,8 +1,9 @@
-"""Admission: claim a drop, validate our copy, and carry out the yes or no.
+"""Admission: claim a drop, decide on our copy, and carry the decision out.
 
 Purpose: what happens to one drop that the gate has passed, up to its answer.
 Invariants: everything here blocks and runs in one thread at a time; what is validated
-is our own copy, so a sender that still holds the file open cannot change it; a job's
+is our own copy, so a sender that still holds the file open cannot change it; `decide`
+reads only and returns a value, and `carry_out` is the one place that acts on it; a job's
 record is in the ledger before its file is in queued/, and its file there before the
 drop is taken away, so a crash at any point ends in the same answer.
 """
@@ -75,6 +76,54 @@ class Claim:
         return self.name.removesuffix(JOB_SUFFIX)
 
 
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The claim becomes a job."""
+
+    claim: Claim
+    found: Validation
+    options: JobOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Redelivered:
+    """The claim is a job that is active, or was finished not long ago."""
+
+    claim: Claim
+    known: JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The claim is good and has no room yet: its drop stays where it is."""
+
+    claim: Claim
+    signature: Signature
+    requests: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The claim is refused; `faults` are those that its reason lists, the first one counts."""
+
+    claim: Claim
+    faults: list[Fault]
+    found: Validation
+
+
+@dataclass(frozen=True, slots=True)
+class RejectDrop:
+    """A file that was never claimed is refused, and goes to rejected/ itself."""
+
+    entry: DirEntry
+    priority: Priority
+    fault: Fault
+
+
+Decision = Accept | Redelivered | Hold | Reject | RejectDrop
+
+
 @dataclass(slots=True)
 class Admission:
     """Answers drops, one at a time."""
@@ -94,26 +143,60 @@ class Admission:
 
         Raises LedgerError: the ledger cannot be written; the daemon must end.
         """
-        known = self._still_stuck(entry, priority) or self._still_held(entry, priority)
+        known = self._known_wait(entry, priority)
         if known is not None:
             return Answer(wait=known)
         verdict = gate.check_drop(self.spool, entry, priority, self.config, settled=settled)
         if isinstance(verdict, Wait):
             return Answer(wait=verdict)
         if isinstance(verdict, Refuse):
-            return self.reject_drop(entry, priority, verdict.fault)
+            return self.carry_out(RejectDrop(entry, priority, verdict.fault))
         try:
             claim = self._claim(entry.name, priority, verdict)
         finally:
             os.close(verdict.fd)
         return Answer(wait=claim) if isinstance(claim, Wait) else self.answer_claim(claim)
 
+    def answer_claim(self, claim: Claim) -> Answer:
+        """Decide on a claim and carry that out; raises as `answer`."""
+        return self.carry_out(self.decide(claim))
+
+    def reject_drop(self, entry: DirEntry, priority: Priority, fault: Fault) -> Answer:
+        """Refuse a file that was never claimed; raises as `answer`."""
+        return self.carry_out(RejectDrop(entry, priority, fault))
+
+    def forget_others(self, priority: Priority, names: set[str]) -> None:
+        """Forget what is known of files of a lane that lie there no more."""
+        for lane, name in [*self._mismatched, *self._held, *self._stuck]:
+            if lane is priority and name not in names:
+                self._forget((lane, name))
+
+    def _forget(self, key: Key) -> None:
+        for known in (self._mismatched, self._held, self._stuck):
+            known.pop(key, None)
+
+    # -- before a claim -------------------------------------------------------------
+
+    def _known_wait(self, entry: DirEntry, priority: Priority) -> Wait | None:
+        """Return why an unchanged file still waits, without reading it again."""
+        key = priority, entry.name
+        signature, why = self._stuck.get(key, (None, ""))
+        if signature == entry.signature:  # it was answered, and cannot be moved
+            return Wait(why)
+        signature, requests = self._held.get(key, (None, 0))
+        if signature != entry.signature:
+            return None
+        crowded = limits.check_requests(self.queue.load(), requests, self.config.limits)
+        return Wait(crowded.message) if crowded else None
+
     def _claim(self, name: str, priority: Priority, passed: Pass) -> Claim | Wait:
         """Copy the drop, and be sure that it did not change meanwhile."""
         # The marker counts too: its sender may correct it without touching the file.
         looked_at = passed.signature, passed.sha256
+        message = "its content does not have the sha256 that its marker promises"
+        fault = Fault(code="truncated", message=f"{message}; send both again")
         if self._mismatched.get((priority, name)) == looked_at:
-            return _mismatch()
+            return Wait(message, fault)
         job_id = str(ULID())
         try:
             sha256, size = self.spool.claim(passed.fd, job_id, self.config.limits.max_file_bytes)
@@ -129,89 +212,47 @@ class Admission:
         if passed.sha256 not in {None, sha256}:
             self.spool.discard_claim(job_id)
             self._mismatched[priority, name] = looked_at
-            return _mismatch()
+            return Wait(message, fault)
         return Claim(job_id, name, priority, sha256, size, passed.signature)
 
-    def _still_stuck(self, entry: DirEntry, priority: Priority) -> Wait | None:
-        """What was said of a file that was answered and that nobody may move."""
-        signature, why = self._stuck.get((priority, entry.name), (None, ""))
-        return Wait(why) if signature == entry.signature else None
+    # -- decide ---------------------------------------------------------------------
 
-    def _still_held(self, entry: DirEntry, priority: Priority) -> Wait | None:
-        """Why a job that had no room still has none, without reading it again."""
-        signature, requests = self._held.get((priority, entry.name), (None, 0))
-        if signature != entry.signature:
-            return None
-        crowded = limits.check_requests(self.queue.load(), requests, self.config.limits)
-        return Wait(crowded.message) if crowded else None
-
-    def answer_claim(self, claim: Claim) -> Answer:
-        """Say yes or no to a claim and carry it out."""
-        known = self._redelivery(claim.job, claim.sha256)
-        if known is not None:
-            stuck = self._answer_redelivery(known, claim)
-            return Answer(wait=stuck) if stuck else Answer(redelivered=known)
-        faults, found, options = self._examine(claim)
-        if self._may_hold(faults, found, claim):
-            self.spool.discard_claim(claim.job_id)
-            return Answer(wait=Wait(faults[0].message))
-        if faults:
-            return self._reject_claim(claim, faults, found)
-        return Answer(queued=self._admit(claim, found, options))
-
-    def _may_hold(self, faults: list[Fault], found: Validation, claim: Claim) -> bool:
-        """Leave a good job in inbox/ that only has no room yet, if the operator wants that."""
-        if self.config.intake.on_full != "hold" or claim.signature is None:
-            return False
-        if [fault.code for fault in faults] != ["too_many_queued_requests"]:
-            return False
-        if found.requests > self.config.limits.max_total_queued_requests:
-            return False  # it never will have
-        self._held[claim.priority, claim.name] = claim.signature, found.requests
-        return True
-
-    # -- re-deliveries --------------------------------------------------------------
-
-    def _redelivery(self, name: str, sha256: str) -> JobRecord | None:
-        """The job that this file was already: active, or finished not long ago."""
-        known = self.ledger.delivered(name, sha256)
-        if known is None or known.finished_at is None:
-            return known
-        recent = time.time() - known.finished_at < self.config.intake.dedup_days * 86400
-        return known if recent or self.spool.published_as(known.id, name) else None
-
-    def _answer_redelivery(self, known: JobRecord, claim: Claim) -> Wait | None:
-        collected = self.spool.published_as(known.id, known.name) is None
-        if known.finished_at is not None and collected:
-            status = job_documents.redelivered_status(known, time.time())
-            self.spool.put_notice(known.name, job_documents.pretty(status))
-        stuck = self._take_away(claim)
-        self.spool.discard_claim(claim.job_id)
-        return stuck
-
-    # -- yes ------------------------------------------------------------------------
-
-    def _examine(self, claim: Claim) -> tuple[list[Fault], Validation, JobOptions]:
-        """The validator's yes (no faults) or no."""
-        rules, load = self.config.limits, self.queue.load()
+    def decide(self, claim: Claim) -> Decision:  # noqa: PLR0911 - each return is a decision
+        """Return what is to become of a claim; nothing is changed."""
+        known = self.ledger.delivered(claim.job, claim.sha256)
+        if known is not None and self._counts(known):
+            return Redelivered(claim, known)
         found, options = Validation(), self._options(claim)
         if isinstance(options, Fault):
-            return [options], found, JobOptions()
+            return Reject(claim, [options], found)
+        rules, load = self.config.limits, self.queue.load()
         if self.queue.named(claim.job) or self.spool.holds_results(claim.job):
-            return [_name_in_use(claim.job)], found, options
+            return Reject(claim, [_name_in_use(claim.job)], found)
         full = limits.check_queue(load, rules)
         if full is not None:
-            return [full], found, options
+            return Reject(claim, [full], found)
         lenient = self.config.intake.on_invalid_line == "dead_letter"
         path = self.spool.claim_path(claim.job_id)
         found = validate_file(path, rules, self.served(), keep_invalid=lenient)
         if not found.accepted(dead_letter_lines=lenient):
-            return found.listed, found, options
+            return Reject(claim, found.listed, found)
         crowded = limits.check_requests(load, found.requests, rules)
-        return ([crowded] if crowded else []), found, options
+        if crowded is None:
+            return Accept(claim, found, options)
+        never = found.requests > rules.max_total_queued_requests
+        if self.config.intake.on_full == "hold" and claim.signature is not None and not never:
+            return Hold(claim, claim.signature, found.requests, crowded.message)
+        return Reject(claim, [crowded], found)
+
+    def _counts(self, known: JobRecord) -> bool:
+        """Return whether a job is one that the same file is not run again for."""
+        if known.finished_at is None:
+            return True
+        recent = time.time() - known.finished_at < self.config.intake.dedup_days * 86400
+        return recent or self.spool.published_as(known.id, known.name) is not None
 
     def _options(self, claim: Claim) -> JobOptions | Fault:
-        """The sidecar's wishes, if it lies beside the drop."""
+        """Return the sidecar's options, if it lies beside the drop, or what is wrong with it."""
         if claim.signature is None:
             return JobOptions()
         content = gate.read_small(self.spool, claim.job + OPTIONS_SUFFIX, claim.priority)
@@ -227,8 +268,29 @@ class Admission:
         message = f"{claim.job}{OPTIONS_SUFFIX} cannot be used: {words[:300]}"
         return Fault(code="invalid_options", message=message)
 
-    def _admit(self, claim: Claim, found: Validation, options: JobOptions) -> JobRecord:
-        now = time.time()
+    # -- carry out ------------------------------------------------------------------
+
+    def carry_out(self, decision: Decision) -> Answer:
+        """Do what was decided, each step in the order that a crash may interrupt.
+
+        Raises LedgerError: the ledger cannot be written; the daemon must end.
+        """
+        match decision:
+            case Accept():
+                return Answer(queued=self._accept(decision))
+            case Redelivered(claim, known):
+                return self._answer_redelivery(claim, known)
+            case Hold(claim, signature, requests, why):
+                self._held[claim.priority, claim.name] = signature, requests
+                self.spool.discard_claim(claim.job_id)
+                return Answer(wait=Wait(why))
+            case Reject():
+                return self._reject(decision)
+            case RejectDrop():
+                return self._reject_drop(decision)
+
+    def _accept(self, decision: Accept) -> JobRecord:
+        claim, found, options, now = decision.claim, decision.found, decision.options, time.time()
         record = JobRecord(
             id=claim.job_id,
             name=claim.job,
@@ -252,7 +314,17 @@ class Admission:
         self._take_away(claim)
         return record
 
+    def _answer_redelivery(self, claim: Claim, known: JobRecord) -> Answer:
+        collected = self.spool.published_as(known.id, known.name) is None
+        if known.finished_at is not None and collected:
+            status = job_documents.redelivered_status(known, time.time())
+            self.spool.put_notice(known.name, job_documents.pretty(status))
+        stuck = self._take_away(claim)
+        self.spool.discard_claim(claim.job_id)
+        return Answer(wait=stuck) if stuck else Answer(redelivered=known)
+
     def _take_away(self, claim: Claim) -> Wait | None:
+        """Remove an answered drop with its sidecars; return why it stays, if it cannot be."""
         if claim.signature is None:
             return None
         sidecars = sidecars_of(claim.name)
@@ -265,68 +337,43 @@ class Admission:
         self._forget((claim.priority, claim.name))
         return None
 
-    def _note_stuck(self, key: Key, signature: Signature, error: OSError, what: str) -> Wait:
-        """Leave what nobody may move where it is, and let it count once."""
-        if error.errno not in STUCK:
-            raise error
-        why = f"it was {what} but cannot be taken away: {error.strerror}; remove it"
-        self._stuck[key] = signature, why
-        return Wait(why)
-
-    def _forget(self, key: Key) -> None:
-        for known in (self._mismatched, self._held, self._stuck):
-            known.pop(key, None)
-
-    def forget_others(self, priority: Priority, names: set[str]) -> None:
-        """Forget what is known of files of a lane that lie there no more."""
-        for lane, name in [*self._mismatched, *self._held, *self._stuck]:
-            if lane is priority and name not in names:
-                self._forget((lane, name))
-
-    # -- no -------------------------------------------------------------------------
-
-    def _reject_claim(self, claim: Claim, faults: list[Fault], found: Validation) -> Answer:
+    def _reject(self, decision: Reject) -> Answer:
+        claim, found = decision.claim, decision.found
         stem = safe_stem(claim.name)
         target = self.spool.rejected_as(stem, JOB_SUFFIX, claim.job_id) + JOB_SUFFIX
         why = job_documents.reason(
             claim.job_id,
             claim.job,
-            faults,
+            decision.faults,
             time.time(),
             count=found.faults,
             sha256=claim.sha256,
             size=claim.size,
             file=target,
         )
-        # The drop first: a crash puts it back, or it would be refused a second time.
-        stuck = self._seize(claim, why.message)
-        if stuck is not None:
-            self.spool.discard_claim(claim.job_id)
-            return Answer(wait=stuck)
+        if claim.signature is not None:
+            # The drop first: a crash puts it back, or it would be refused a second time.
+            key, sidecars = (claim.priority, claim.name), sidecars_of(claim.name)
+            try:
+                self.spool.take_out(
+                    claim.name, claim.priority, claim.signature, claim.job_id, sidecars
+                )
+            except OSError as error:
+                self.spool.discard_claim(claim.job_id)
+                what = f"refused ({why.message})"
+                return Answer(wait=self._note_stuck(key, claim.signature, error, what))
+            self._forget(key)
         self._show_refusal(why, stem, found.requests)
-        self._carry_out(why, target, self.spool.claim_path(claim.job_id))
+        self._file_refusal(why, target, self.spool.claim_path(claim.job_id))
         return Answer(rejected=why)
 
-    def _seize(self, claim: Claim, message: str) -> Wait | None:
-        if claim.signature is None:
-            return None
-        key, sidecars = (claim.priority, claim.name), sidecars_of(claim.name)
-        try:
-            self.spool.seize(claim.name, claim.priority, claim.signature, claim.job_id, sidecars)
-        except OSError as error:
-            return self._note_stuck(key, claim.signature, error, f"refused ({message})")
-        self._forget(key)
-        return None
-
-    def reject_drop(self, entry: DirEntry, priority: Priority, fault: Fault) -> Answer:
-        """Refuse a file that was never claimed: it goes to rejected/ itself.
-
-        One that is gone, or was replaced since it was looked at, is left to the next scan.
-        """
+    def _reject_drop(self, decision: RejectDrop) -> Answer:
+        """One that is gone, or was replaced since it was looked at, is left to the next scan."""
+        entry, priority, fault = decision.entry, decision.priority, decision.fault
         job_id, name = str(ULID()), entry.name
         sidecars = () if is_control_name(name) else sidecars_of(name)
         try:
-            source = self.spool.seize(name, priority, entry.signature, job_id, sidecars)
+            source = self.spool.take_out(name, priority, entry.signature, job_id, sidecars)
         except OSError as error:
             key, what = (priority, name), f"refused ({fault.message})"
             return Answer(wait=self._note_stuck(key, entry.signature, error, what))
@@ -339,19 +386,28 @@ class Admission:
         why = job_documents.reason(job_id, shown, [fault], time.time(), file=target)
         if suffix:
             self._show_refusal(why, stem, 0)
-        self._carry_out(why, target, source)
+        self._file_refusal(why, target, source)
         return Answer(rejected=why)
-
-    def _carry_out(self, why: Refusal, target: str, source: Path) -> None:
-        ended = job_documents.ended_rejected(why)
-        reason = job_documents.pretty(why)
-        self.spool.reject(why.id, target, reason, source, lambda _: self.ledger.record_ended(ended))
 
     def _show_refusal(self, why: Refusal, stem: str, requests: int) -> None:
         """Put the refusal where the web app looks, unless a job of that name is there."""
         if self.queue.named(stem) is None:
             notice = job_documents.refused_status(why, requests)
             self.spool.put_notice(stem, job_documents.pretty(notice))
+
+    def _file_refusal(self, why: Refusal, target: str, source: Path) -> None:
+        """Move a refused file and its reason to rejected/, with the ended event."""
+        ended = job_documents.ended_rejected(why)
+        reason = job_documents.pretty(why)
+        self.spool.reject(why.id, target, reason, source, lambda _: self.ledger.record_ended(ended))
+
+    def _note_stuck(self, key: Key, signature: Signature, error: OSError, what: str) -> Wait:
+        """Leave a file that cannot be moved where it is, and let it count once."""
+        if error.errno not in STUCK:
+            raise error
+        why = f"it was {what} but cannot be taken away: {error.strerror}; remove it"
+        self._stuck[key] = signature, why
+        return Wait(why)
 
 
 def _name_in_use(name: str) -> Fault:
@@ -360,8 +416,3 @@ def _name_in_use(name: str) -> Fault:
         "collect that first, or send this file under another name"
     )
     return Fault(code="name_in_use", message=message)
-
-
-def _mismatch() -> Wait:
-    message = "its content does not have the sha256 that its marker promises"
-    return Wait(message, Fault(code="truncated", message=f"{message}; send both again"))

@@ -100,7 +100,7 @@ class Inbox(Layout):
 
         False when it is gone, or another file by now.
         """
-        aside = self.seize(name, priority, signature, job_id, sidecars)
+        aside = self.take_out(name, priority, signature, job_id, sidecars)
         if aside is None:
             return False
         # A crash before this rename puts all of it back, one after it nothing: a sidecar
@@ -110,7 +110,7 @@ class Inbox(Layout):
         durable.remove_tree(gone)
         return True
 
-    def seize(
+    def take_out(
         self,
         name: str,
         priority: Priority,
@@ -120,10 +120,10 @@ class Inbox(Layout):
     ) -> Path | None:
         """Move a drop out of its sender's reach; None when it is gone, or another file by now.
 
-        The rename decides: what is seized is what was looked at, and a newer file of
+        The rename decides: what is taken is what was looked at, and a newer file of
         the same name stays.  The sidecars that are there come along, beside it, and go
         where their file is gone.
-        Raises OSError, one of `STUCK`: nobody may move it.
+        Raises OSError, one of `STUCK`: it may not be moved.
         """
         # In a folder of its own, because a name may be as long as the filesystem allows.
         aside = self.claimed / f"{job_id}.{priority}.drop" / name
@@ -151,20 +151,20 @@ class Inbox(Layout):
         try:
             durable.rename_noreplace(lane / aside.name, aside)
         except FileNotFoundError:
-            self._seize_sidecars(lane, sidecars, aside.parent)
+            self._take_sidecars(lane, sidecars, aside.parent)
             durable.remove_tree(aside.parent)
             return None
         if _same_file(aside, signature):
-            self._seize_sidecars(lane, sidecars, aside.parent)
+            self._take_sidecars(lane, sidecars, aside.parent)
             return aside
         self._put_back(aside)
         return None
 
     @staticmethod
-    def _seize_sidecars(lane: Path, sidecars: Sequence[str], aside: Path) -> None:
+    def _take_sidecars(lane: Path, sidecars: Sequence[str], aside: Path) -> None:
         for sidecar in sidecars:
             path = lane / sidecar
-            # False as well for a name that is too long; a folder's content is nobody's marker.
+            # False as well for a name that is too long; a folder is no marker.
             if not os.path.lexists(path) or os.path.isdir(path):  # noqa: PTH112 - of any name
                 continue
             try:
@@ -187,7 +187,7 @@ class Inbox(Layout):
     def remove_drop(self, name: str, priority: Priority) -> None:
         """Remove a file of inbox/ that has done its work, such as NAME.cancel.
 
-        Raises OSError, one of `STUCK`: nobody may remove it.
+        Raises OSError, one of `STUCK`: it may not be removed.
         """
         with self._anchored(priority) as lane:
             durable.remove_file(lane / name)

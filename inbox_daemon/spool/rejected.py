@@ -36,7 +36,7 @@ class Rejections(Layout):
         """Carry out a rejection: the file, then its reason, into rejected/.
 
         The reason is written first, beside the claims, so that a crash at any point
-        is undone or finished by `finish_rejections`.  What was seized of the drop under
+        is undone or finished by `finish_rejections`.  What was taken out of the drop's lane under
         this id goes.  `record` takes the reason once the refusal is certain, and again after
         a crash before its end.
         """
@@ -50,8 +50,8 @@ class Rejections(Layout):
 
     def _explain(self, job_id: str, file: str) -> None:
         """Let go of the drop of a file that lies in rejected/, and put its reason there."""
-        for seized in self.claimed.glob(f"{job_id}.*.drop"):
-            durable.remove_tree(seized)
+        for taken in self.claimed.glob(f"{job_id}.*.drop"):
+            durable.remove_tree(taken)
         note = self.claimed / f"{job_id}.reason.json"
         durable.move(note, self.rejected / _reason_name(file))
 

@@ -403,7 +403,7 @@ def test_a_drop_that_was_sent_again_during_a_crash_leaves_no_old_copy(
     path = gatehouse.put()
     with path.open("rb") as opened:
         signature = Signature.of(os.fstat(opened.fileno()))
-    assert gatehouse.spool.seize("job.jsonl", Priority.NORMAL, signature, "0" * 26)
+    assert gatehouse.spool.take_out("job.jsonl", Priority.NORMAL, signature, "0" * 26)
     again = gatehouse.put(GOOD if same else OTHER)
     gatehouse.spool.finish_drops()
     assert again.read_bytes() == (GOOD if same else OTHER)

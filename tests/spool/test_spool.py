@@ -189,10 +189,10 @@ def test_a_drop_that_is_gone_is_no_error(spool: Spool) -> None:
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "я" * 127])
-def test_a_name_of_any_length_can_be_seized(spool: Spool, name: str) -> None:
+def test_a_name_of_any_length_can_be_taken_out(spool: Spool, name: str) -> None:
     """The longest name that a sender can make is refused like any other bad one."""
     signature = drop(spool, name)
-    assert spool.seize(name, NORMAL, signature, JOB_ID) is not None
+    assert spool.take_out(name, NORMAL, signature, JOB_ID) is not None
 
 
 # -- jobs ---------------------------------------------------------------------------
