@@ -156,7 +156,7 @@ def test_what_never_has_room_is_refused_all_the_same(make: Make) -> None:
     content = b"".join(request(str(n)) + b"\n" for n in range(4))
     decision = desk.admission.decide(desk.claim(content))
     assert isinstance(decision, Reject)
-    assert [fault.code for fault in decision.faults] == ["too_many_queued_requests"]
+    assert [fault.code for fault in decision.faults] == ["too_many_requests"]
 
 
 def test_what_is_refused_lies_in_rejected_with_its_reason_and_its_event(make: Make) -> None:
