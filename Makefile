@@ -154,8 +154,13 @@ check: $(STAMPS)/dev  ## Lint, formatting and types.
 	scripts/step "mypy" "Mend the types named above." $(BIN)/mypy
 
 .PHONY: test
-test: $(STAMPS)/dev model  ## The whole suite, with the real vLLM.
-	@$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS) || $(ONE_TEST)
+test: $(STAMPS)/dev model  ## The whole suite, with the real vLLM and all that it needs.
+	@scripts/test-packages --if-possible
+	$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS) || $(ONE_TEST)
+
+.PHONY: test-packages
+test-packages:  ## As root: install the Debian packages that some tests use.
+	@scripts/test-packages
 
 .PHONY: test-fast
 test-fast: $(STAMPS)/dev  ## The suite without the real vLLM and the slow tests.

@@ -14,11 +14,13 @@ from hypothesis import settings
 
 from daemon_process import DAEMONS, DaemonProcess, MakeDaemon, StandinProcess, StartStandin
 from job_files import Json
+from skips import skip_line
 
 # A machine that is busy is no fault of the code.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
+SKIPS = pytest.StashKey[str]()
 # The demo's own settings and checks are used by tests of the real engine.
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 
@@ -49,6 +51,22 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the real engine, whose start takes longest, so that others run beside it."""
     items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:  # noqa: ANN401 - no public name
+    """Keep for the very end what was skipped, and why."""
+    stats = terminalreporter.stats
+    outcomes = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+    total = sum(len(stats.get(outcome, [])) for outcome in outcomes)
+    reasons = [str(report.longrepr[2]) for report in stats.get("skipped", [])]
+    terminalreporter.config.stash[SKIPS] = skip_line(reasons, total)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End with one line on what was skipped."""
+    line = config.stash.get(SKIPS, None)
+    if line is not None:
+        print(line)  # noqa: T201 - a line of the report
 
 
 @pytest.hookimpl(wrapper=True)

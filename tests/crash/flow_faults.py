@@ -41,6 +41,8 @@ _TRACE = "trace=" + ",".join(
 )
 _CALL = re.compile(r"(\w+)\((.*)\) += (.*)")
 _TRACER_S = 60
+# Beside a loaded machine an attach may fail where the next one does not.
+ATTACHES = 5
 T = TypeVar("T")
 WORKERS = 2
 # A memory filesystem outlives a killed process as well as a disk does, and is faster.
@@ -92,14 +94,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        words = [sys.executable, str(FLOW), "--serve"]
-        self._server = subprocess.Popen(
-            words,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
+        self._server = self._serve()
 
     def __enter__(self) -> Self:
         """End the server with the block."""
@@ -112,6 +107,18 @@ class Stage:
         trace: TracebackType | None,
     ) -> None:
         """End the server."""
+        self._end_server()
+
+    def _serve(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, str(FLOW), "--serve"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+
+    def _end_server(self) -> None:
         self._server.kill()
         self._server.communicate()
 
@@ -125,25 +132,46 @@ class Stage:
             shutil.rmtree(base)
 
     def run(self, base: Path, faults: Sequence[str] | None = None) -> Run:
-        """Run the flow on BASE: with these faults, traced without any, or (None) untraced."""
-        self._write(f"{base} traced" if faults is not None else f"{base}")
-        pid = self._read()
-        if faults is None:
-            return Run(self._read())
-        words = ["strace", "-p", str(pid), "-o", str(base / "trace"), "-s", "0"]
+        """Run the flow on BASE: with these faults, traced without any, or (None) untraced.
+
+        Whatever goes wrong here concerns this run alone: the next one has a new server.
+        """
+        try:
+            if faults is None:
+                self._write(f"{base}")
+                self._read()
+                return Run(self._read())
+            return self._run_traced(base, faults)
+        except BaseException:
+            self._end_server()
+            self._server = self._serve()
+            raise
+
+    def _run_traced(self, base: Path, faults: Sequence[str]) -> Run:
+        words = ["-o", str(base / "trace"), "-s", "0"]
         if faults:
             struck = ",".join(fault.split(":")[0] for fault in faults)
             words += ["-e", f"trace={struck}", *(f"--inject={fault}" for fault in faults)]
         else:
             words += ["-y", "-e", _TRACE]
-        with subprocess.Popen(words, stderr=subprocess.PIPE) as tracer:
-            assert tracer.stderr is not None
-            first = tracer.stderr.readline().decode()
-            assert "attached" in first, f"strace does not attach: {first}"
-            self._write("go")
-            status = self._read()
-            tracer.communicate(timeout=_TRACER_S)
-        return Run(status, (base / "trace").read_text(errors="replace"))
+        said = ""
+        for _ in range(ATTACHES):
+            self._write(f"{base} traced")
+            pid = self._read()
+            attach = ["strace", "-p", str(pid), *words]
+            with subprocess.Popen(attach, stderr=subprocess.PIPE) as tracer:
+                assert tracer.stderr is not None
+                said = tracer.stderr.readline().decode()
+                if "attached" in said:
+                    self._write("go")
+                    status = self._read()
+                    tracer.communicate(timeout=_TRACER_S)
+                    return Run(status, (base / "trace").read_text(errors="replace"))
+                tracer.kill()
+            self._write("stay")  # the run has not begun: its process ends, and leaves nothing
+            self._read()
+        msg = f"strace does not attach, tried {ATTACHES} times: {said}"
+        raise AssertionError(msg)
 
     def _write(self, line: str) -> None:
         assert self._server.stdin is not None
