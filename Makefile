@@ -96,7 +96,7 @@ demo: model  ## Run the real thing once: daemon, vLLM, a file of 20 requests, it
 
 PROGRAM := /opt/inbox-daemon
 
-# The recipes without an @ are the README's commands, word for word; a test compares them.
+# The recipes without an @ are the commands of docs/INSTALL.md, word for word; a test compares.
 .PHONY: install-service
 install-service: as-root service-program service-files  ## As root: install the system service.
 	@echo "Set [engine] model in /etc/inbox-daemon/config.toml, then: systemctl enable --now inbox-daemon"

@@ -1,7 +1,7 @@
 """Look at the installed service from inside the machine that test_deploy_systemd.py boots.
 
 Run as root by that machine's systemd: `deploy_inside.py FACTS` installs the service by the
-README's own commands, uses it, hurts it, and writes what it saw as one JSON document.
+own commands of docs/INSTALL.md, uses it, hurts it, and writes what it saw as one JSON document.
 Run by the service itself: `deploy_inside.py probe SOCKET` is its engine, which first tries
 what it should not be able to do.  Only the standard library is used here.
 """
@@ -199,13 +199,13 @@ def in_the_middle(name: str) -> None:
 
 
 def follow(name: str) -> subprocess.CompletedProcess[str]:
-    """Run a block of the README's commands, in the checkout."""
+    """Run a block of the page's commands, in the checkout."""
     words = ["bash", "-euxc", (SOURCE / f"{name}.sh").read_text()]
     return subprocess.run(words, check=False, capture_output=True, text=True, cwd=SOURCE)
 
 
 def install() -> Json:
-    """Install the service by the README's commands, and give it the probing engine."""
+    """Install the service by the page's commands, and give it the probing engine."""
     told = follow("install-service")
     words = [PYTHON, str(SOURCE / "tests" / "deploy" / "inside.py"), "probe", "{socket}"]
     CONFIG.write_text(
@@ -426,7 +426,7 @@ def welcome() -> Json:
 
 
 def uninstall() -> Json:
-    """Remove the service by the README's commands, but for the program, a mount here."""
+    """Remove the service by the page's commands, but for the program, a mount here."""
     told = follow("uninstall-service")
     return {
         "status": told.returncode,
@@ -438,7 +438,7 @@ def uninstall() -> Json:
 
 
 def purge() -> Json:
-    """Remove the rest by the README's commands: users, spool, configuration."""
+    """Remove the rest by the page's commands: users, spool, configuration."""
     told = follow("purge-service")
     places = [Path(place) for place in ("/etc", "/srv", "/var/lib", "/var/cache", "/run")]
     return {

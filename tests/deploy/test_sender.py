@@ -41,16 +41,16 @@ def test_a_job_goes_there_and_back(app: WebApp, daemon: DaemonProcess) -> None:
 
 
 def documented(block: str) -> list[str]:
-    """The commands of a block of the README."""
-    readme = (SENDER.parent.parent / "README.md").read_text()
-    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", readme, re.DOTALL)
-    assert found, f"README.md has no block of commands marked {block}"
+    """The commands of a block of the sender's page."""
+    page = (SENDER.parent.parent / "docs" / "SENDERS.md").read_text()
+    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", page, re.DOTALL)
+    assert found, f"docs/SENDERS.md has no block of commands marked {block}"
     return found[1].splitlines()
 
 
 @pytest.mark.parametrize("block", ["round-trip", "by-hand"])
 def test_the_documented_commands_work(app: WebApp, daemon: DaemonProcess, block: str) -> None:
-    """The README's commands send a job and fetch its results, each tried until it succeeds."""
+    """The page's commands send a job and fetch its results, each tried until it succeeds."""
     lines = chats(3)
     (app.folder / "reviews.jsonl").write_bytes(b"".join(lines))
     for command in documented(block):

@@ -1,6 +1,6 @@
 """The installed service under a real systemd as PID 1, in a container of systemd-nspawn.
 
-One boot serves all tests: deploy_inside.py installs the service by the README's commands,
+One boot serves all tests: inside.py installs the service by the commands of docs/INSTALL.md,
 uses it, kills it, and writes down what it saw.  The unit is the real one; a drop-in says
 where this machine's Python has its libraries, and for the last step makes the watchdog
 less patient.
@@ -22,7 +22,7 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 INSIDE = CHECKOUT / "tests" / "deploy" / "inside.py"
 BOOT_S = 150
-# What README.md and SECURITY.md say that the service can write.
+# What docs/INSTALL.md and SECURITY.md say that the service can write.
 WRITABLE = {
     *("/srv/inbox-daemon", "/var/cache/inbox-daemon", "/run/inbox-daemon"),
     *("/tmp", "/var/tmp"),  # of its own
@@ -69,10 +69,10 @@ pytestmark = [
 
 
 def documented(block: str) -> str:
-    """A block of the README's commands, as the machine's owner types them."""
-    readme = (CHECKOUT / "README.md").read_text()
-    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", readme, re.DOTALL)
-    assert found, f"README.md has no block of commands marked {block}"
+    """A block of the page's commands, as the machine's owner types them."""
+    page = (CHECKOUT / "docs" / "INSTALL.md").read_text()
+    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", page, re.DOTALL)
+    assert found, f"docs/INSTALL.md has no block of commands marked {block}"
     return found[1]
 
 
@@ -148,7 +148,7 @@ def seen(facts: Json, name: str) -> Json:
 
 
 def test_the_documented_commands_install_it(facts: Json) -> None:
-    """Each command of the README's sequence succeeds on a machine that never saw it."""
+    """Each command of the page's sequence succeeds on a machine that never saw it."""
     install = seen(facts, "install")
     assert install["status"] == 0, install["words"]
     assert install["config_mode"] & 0o7 == 0

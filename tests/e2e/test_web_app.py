@@ -235,8 +235,8 @@ def test_an_app_cancels_its_job(language: str, make_daemon: MakeDaemon, tmp_path
 
 
 def example_of_the_health() -> Json:
-    """The document that the README shows."""
-    readme = (CHECKOUT / "README.md").read_text()
+    """The document that the page on operating shows."""
+    readme = (CHECKOUT / "docs" / "OPERATING.md").read_text()
     found = re.search(r"<!-- document: status -->\n```json\n(.*?)```", readme, re.DOTALL)
     assert found
     document: Json = json.loads(found[1])

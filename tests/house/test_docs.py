@@ -1,4 +1,4 @@
-"""The documentation cannot drift: README.md, DESIGN.md and CHANGELOG.md against the code."""
+"""The documentation cannot drift: each page against the code."""
 
 import ast
 import hashlib
@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,20 @@ from inbox_daemon import __version__
 from inbox_daemon.cli import main
 from inbox_daemon.contract import config, health_documents, json_schemas, limits, states
 from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.hindrances import HindranceCode
 from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.request import endpoints, validation
 from inbox_daemon.spool import Spool
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGE = CHECKOUT / "inbox_daemon"
-SENDERS = "docs/SENDERS.md"
-DOCUMENTS = ("README.md", "DESIGN.md", "CHANGELOG.md", "SECURITY.md", SENDERS)
+INSTALL, SENDERS, OPERATING = "docs/INSTALL.md", "docs/SENDERS.md", "docs/OPERATING.md"
+FORMATS, COMMANDS = "docs/FORMATS.md", "docs/COMMANDS.md"
+CONFIGURATION, GLOSSARY = "docs/CONFIGURATION.md", "docs/GLOSSARY.md"
+PAGES = (INSTALL, SENDERS, OPERATING, FORMATS, COMMANDS, CONFIGURATION, GLOSSARY)
+DOCUMENTS = ("README.md", "DESIGN.md", "CHANGELOG.md", "SECURITY.md", *PAGES)
+# The pages whose marked examples are held to the schemas; the job-status is that of FORMATS' job.
+EXAMPLES = (FORMATS, OPERATING, SENDERS, COMMANDS, "README.md")
 # The languages of the sender's page, with the program that each is quoted from.
 PROGRAMS = {"python": "examples/web_app.py", "js": "examples/web_app.mjs"}
 # Documents of which an example shows every field.
@@ -86,9 +92,9 @@ def commands() -> dict[str, Any]:
 
 
 def documented_commands() -> dict[str, str]:
-    """The README's row for each command, by its full name."""
+    """The row for each command, by its full name."""
     rows = {}
-    for cells in table("README.md", "command | does"):
+    for cells in table(COMMANDS, "command | does"):
         words = code(cells[0])[0].split()
         name = " ".join(word for word in words if re.fullmatch(r"[a-z-]+", word))
         rows[name] = " | ".join(cells)
@@ -126,7 +132,7 @@ def test_no_command_is_invented(document: str) -> None:
     """Each `inbox-daemon …` in code is a command, with options that it has."""
     known = commands()
     shown = re.findall(r"(?:^|[`/ ])inbox-daemon ([a-z][^`\n#&|]*)", _code_of(document))
-    assert shown or document in {"CHANGELOG.md", "SECURITY.md", SENDERS}
+    assert shown or document in {"CHANGELOG.md", "SECURITY.md", SENDERS, GLOSSARY}
     for words in (line.split() for line in shown):
         name = next(
             (n for size in (2, 1) if (n := " ".join(["inbox-daemon", *words[:size]])) in known),
@@ -169,9 +175,9 @@ def test_the_makefile_has_every_target_that_is_named() -> None:
     ("target", "block"),
     [("service-files", "install-service"), ("uninstall-service", "uninstall-service")],
 )
-def test_the_makefile_installs_as_the_readme_says(target: str, block: str) -> None:
-    """`make` runs the README's commands for the service, in their order and no other."""
-    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", text("README.md"), re.DOTALL)
+def test_the_makefile_installs_as_the_page_says(target: str, block: str) -> None:
+    """`make` runs the page's commands for the service, in their order and no other."""
+    found = re.search(rf"<!-- {block} -->\n```sh\n(.*?)```", text(INSTALL), re.DOTALL)
     assert found
     # `make test` has told this make, by the environment, to say where it works.
     words = ["make", "--dry-run", "--no-print-directory", "--old-file=as-root", target]
@@ -195,7 +201,7 @@ def defaults(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, A
 
 def test_every_key_is_in_the_table_with_its_default() -> None:
     """The table of keys has each key with its default, and no other, in the code's order."""
-    rows = table("README.md", "key | default")
+    rows = table(CONFIGURATION, "key | default")
     shown = {code(row[0])[0]: tomllib.loads(f"x = {code(row[1])[0]}")["x"] for row in rows}
     known = {key: str(v) if isinstance(v, Path) else v for key, v in defaults().items()}
     assert shown == known
@@ -244,8 +250,8 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def test_what_is_refused_by_name_is_refused() -> None:
-    """Each parameter that the README calls refused is in the tables, and what passes is not."""
-    words = re.search(r"Refused by name,(.*?)and some more; (.*)", prose("README.md"))
+    """Each parameter that the page calls refused is in the tables, and what passes is not."""
+    words = re.search(r"Refused by name,(.*?)and some more; (.*)", prose(FORMATS))
     assert words
     refused = set(code(words[1]))
     assert refused <= {*endpoints.REFUSED, *config.NEVER}
@@ -257,13 +263,14 @@ def test_what_is_refused_by_name_is_refused() -> None:
 # -- documents --------------------------------------------------------------------------------
 
 
-def examples() -> list[tuple[str, Any]]:
-    """Each marked example of the README: the document's name, and the JSON."""
+def examples(documents: Iterable[str] = EXAMPLES) -> list[tuple[str, Any]]:
+    """Each marked example of the pages: the document's name, and the JSON."""
     pattern = r"<!-- document: (\S+) -->\n```json\n(.*?)\n```"
     found = []
-    for name, block in re.findall(pattern, text("README.md"), re.DOTALL):
-        whole = [block] if block.startswith("{\n") else block.splitlines()
-        found += [(name, json.loads(part)) for part in whole]
+    for document in documents:
+        for name, block in re.findall(pattern, text(document), re.DOTALL):
+            whole = [block] if block.startswith("{\n") else block.splitlines()
+            found += [(name, json.loads(part)) for part in whole]
     return found
 
 
@@ -311,23 +318,62 @@ def _unknown(value: Any, kind: type[BaseModel], path: str) -> list[str]:  # noqa
 
 def test_the_marker_is_that_of_the_example() -> None:
     """The marker and the job's status tell size and checksum of the job that is shown."""
-    block = re.search(
-        r"<!-- document: request -->\n```json\n(.*?)```", text("README.md"), re.DOTALL
-    )
+    block = re.search(r"<!-- document: request -->\n```json\n(.*?)```", text(FORMATS), re.DOTALL)
     assert block
     job = block[1].encode()
     told = {"bytes": len(job), "sha256": hashlib.sha256(job).hexdigest()}
-    shown = dict(examples())
+    shown = dict(examples((FORMATS, SENDERS)))
     assert shown["ready"] == told
     assert {key: shown["job-status"][key] for key in told} == told
 
 
-def test_the_example_job_would_be_accepted() -> None:
+@pytest.mark.parametrize(("document", "requests"), [(FORMATS, 2), ("README.md", 3)])
+def test_the_example_job_would_be_accepted(document: str, requests: int) -> None:
     """The validator has nothing to say about the job that is shown."""
-    lines = [json.dumps(example).encode() for name, example in examples() if name == "request"]
+    shown = [example for name, example in examples([document]) if name == "request"]
+    lines = [json.dumps(example).encode() for example in shown]
     rules = Config.model_validate({}).limits
     found = validation.validate_lines(enumerate(lines, 1), rules, validation.Served())
-    assert (found.requests, found.listed) == (2, [])
+    assert (found.requests, found.listed) == (requests, [])
+
+
+def test_the_first_answer_is_that_of_the_first_job() -> None:
+    """The README's answer has a line for each request of its job, in its order."""
+    asked = [example["custom_id"] for name, example in examples(["README.md"]) if name == "request"]
+    answered = [e["custom_id"] for name, e in examples(["README.md"]) if name == "output"]
+    assert answered == asked
+
+
+def test_the_readme_is_one_page() -> None:
+    """What a newcomer sees first stays short, and leads to each of the pages."""
+    assert len(text("README.md").encode()) <= 9_000
+    for page in PAGES:
+        assert f"]({page})" in text("README.md")
+
+
+def test_the_readme_sends_as_the_senders_page_does() -> None:
+    """The commands of the round trip, which the tests run, stand in both."""
+    found = re.search(r"<!-- round-trip -->\n(```sh\n.*?```)", text(SENDERS), re.DOTALL)
+    assert found
+    assert found[1] in text("README.md")
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {GLOSSARY}))
+def test_each_page_leads_to_the_glossary(page: str) -> None:
+    """A word that a reader does not know is one step away."""
+    assert "](GLOSSARY.md)" in text(page)
+
+
+def test_every_hindrance_is_listed() -> None:
+    """The table of reasons to stand still has each code in the order of the code, and no other."""
+    rows = table(OPERATING, "`worker.code` | why")
+    shown = [code(row[0])[0] for row in rows]
+    assert sorted(shown) == sorted(HindranceCode)
+    source = (PACKAGE / "run" / "runner.py").read_text(encoding="utf-8")
+    body = source[source.index("def hindrance") :]
+    places = [(body.index(f"code.{c.name}"), c) for c in HindranceCode if f"code.{c.name}" in body]
+    ordered = [c for _, c in sorted(places)]
+    assert [c for c in shown if c in ordered] == ordered
 
 
 def test_the_first_job_fits_any_model() -> None:
@@ -342,11 +388,11 @@ def test_the_first_job_fits_any_model() -> None:
 
 
 def test_the_health_rule_works() -> None:
-    """The function that the README gives for the health says what its words say."""
-    block = re.search(r"<!-- run: health -->\n```python\n(.*?)```", text("README.md"), re.DOTALL)
+    """The function that the page gives for the health says what its words say."""
+    block = re.search(r"<!-- run: health -->\n```python\n(.*?)```", text(OPERATING), re.DOTALL)
     assert block
     names: dict[str, Any] = {}
-    exec(block[1], names)  # noqa: S102 - the README's own example
+    exec(block[1], names)  # noqa: S102 - the page's own example
     health = next(example for name, example in examples() if name == "status")
     written = health["written_at"]
     assert names["is_up"](health, written + 1)
@@ -355,10 +401,8 @@ def test_the_health_rule_works() -> None:
 
 
 def test_every_schema_is_named() -> None:
-    """The README lists the names that `inbox-daemon schema` takes."""
-    line = next(
-        line for line in text("README.md").splitlines() if "`inbox-daemon schema NAME`" in line
-    )
+    """The page lists the names that `inbox-daemon schema` takes."""
+    line = next(line for line in text(FORMATS).splitlines() if "`inbox-daemon schema NAME`" in line)
     assert set(json_schemas.DOCUMENTS) <= set(code(line))
 
 
@@ -463,8 +507,8 @@ def codes_of_faults() -> set[str]:
 
 def test_every_code_of_a_refusal_is_listed() -> None:
     """The README lists each code that the source can give, and no other."""
-    listed = {code(row[0])[0] for row in table("README.md", "code | the file is refused because")}
-    controls = re.search(r"Control files are refused with (.*)", text("README.md"))
+    listed = {code(row[0])[0] for row in table(FORMATS, "code | the file is refused because")}
+    controls = re.search(r"Control files are refused with (.*)", text(FORMATS))
     assert controls
     listed |= {word for word in code(controls[1]) if re.fullmatch(r"[a-z_]+", word)}
     assert listed == codes_of_faults()
@@ -472,24 +516,24 @@ def test_every_code_of_a_refusal_is_listed() -> None:
 
 def test_the_refusals_that_may_be_repeated_are_marked() -> None:
     """The README says of the right ones that the same bytes may be accepted later."""
-    rows = table("README.md", "code | the file is refused because")
+    rows = table(FORMATS, "code | the file is refused because")
     assert {code(row[0])[0] for row in rows if row[2].startswith("yes")} == limits.RETRYABLE
 
 
 def test_every_reason_of_a_dead_letter_is_listed() -> None:
     """The table of outcomes names each reason, and the control files' text too."""
     shown = {
-        word for row in table("README.md", "what came back | what happens") for word in code(row[2])
+        word for row in table(FORMATS, "what came back | what happens") for word in code(row[2])
     }
     assert shown == {reason.value for reason in DeadReason}
-    narrowing = re.search(r"narrows a redrive or purge to one reason \((.*?)\)", text("README.md"))
+    narrowing = re.search(r"narrows a redrive or purge to one reason \((.*?)\)", text(COMMANDS))
     assert narrowing
     assert set(code(narrowing[1])) == shown
 
 
 def test_every_folder_is_described() -> None:
     """Each folder of the spool has its section, and no other has."""
-    headings = re.findall(r"(?m)^### (`.*/`)$", text("README.md"))
+    headings = re.findall(r"(?m)^### (`.*/`)$", text(OPERATING))
     described = {folder.strip("/") for heading in headings for folder in code(heading)}
     made = Spool(Path("/spool"))
     folders = {
@@ -505,7 +549,7 @@ def test_every_folder_is_described() -> None:
 def test_every_order_is_listed() -> None:
     """The table of control files has each order, for one job and for all."""
     control = pytest.importorskip("inbox_daemon.intake.control")
-    shown = {word for row in table("README.md", "file | order") for word in code(row[0])}
+    shown = {word for row in table(COMMANDS, "file | order") for word in code(row[0])}
     assert shown == {f"{name}.{order}" for order in control.Order for name in ("NAME", "ALL")}
 
 
@@ -525,7 +569,7 @@ def events() -> dict[str, set[str]]:
 
 def test_every_event_is_listed_with_its_level() -> None:
     """The table of events has each event that the daemon logs, and no other."""
-    rows = table("README.md", "event | level")
+    rows = table(OPERATING, "event | level")
     shown = {event: {row[1]} for row in rows for event in code(row[0])}
     assert shown == events()
 
@@ -539,7 +583,7 @@ def test_every_word_for_a_state_is_explained() -> None:
     ):
         values = getattr(kind.model_fields[field].annotation, "__args__", ())
         assert values
-        assert set(values) <= set(code(prose("README.md")))
+        assert set(values) <= set(code(prose(OPERATING))) | set(code(prose(FORMATS)))
 
 
 # -- modules and versions -----------------------------------------------------------------------
