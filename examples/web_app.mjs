@@ -113,7 +113,7 @@ function whatIsWrong(health, now) {
   return health.status === "unhealthy" ? health.reasons.join("; ") : null;
 }
 
-// Say why a job of so many requests would be refused for now; null if it has room.
+// Return why a job of that many requests would be refused for now; null if it has room.
 function whatIsFull(health, requests) {
   const { queue, limits } = health;
   if (queue.queue_available < 1) return "the queue is full";
@@ -123,7 +123,7 @@ function whatIsFull(health, requests) {
   return null;
 }
 
-// Throw NotYet unless a job of so many requests would be taken: back-pressure.
+// Throw NotYet unless a job of that many requests would be taken: back-pressure.
 async function lookForRoom(requests) {
   const health = await readHealth();
   const problem = whatIsWrong(health, Date.now() / 1000) ?? whatIsFull(health, requests);

@@ -126,7 +126,7 @@ def what_is_wrong(health: Json | None, now: float) -> str | None:
 
 
 def what_is_full(health: Json, requests: int) -> str | None:
-    """Say why a job of so many requests would be refused for now; None if it has room."""
+    """Return why a job of that many requests would be refused for now; None if it has room."""
     queue, limits = health["queue"], health["limits"]
     if queue["queue_available"] < 1:
         return "the queue is full"
@@ -136,7 +136,7 @@ def what_is_full(health: Json, requests: int) -> str | None:
 
 
 def look_for_room(requests: int) -> None:
-    """Raise NotYet unless a job of so many requests would be taken: back-pressure."""
+    """Raise NotYet unless a job of that many requests would be taken: back-pressure."""
     health = read_health()
     problem = what_is_wrong(health, time.time()) or what_is_full(health or {}, requests)
     if problem:
