@@ -176,7 +176,7 @@ class Bench:
                 break
 
     def _has_time(self, pair_s: float) -> bool:
-        """Say whether another pair leaves enough for what must still come."""
+        """Return whether another pair leaves enough for what must still come."""
         starts = ("offline" in self.chosen.ways) + ("batch" in self.chosen.ways)
         # Half a pair is one set; the chunks take a third longer than the whole.
         sets = 1 + 1.35 * len(self._plan()) if starts else 0

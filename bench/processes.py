@@ -257,7 +257,7 @@ class Daemon:
         return time.time()
 
     def published(self, name: str) -> bool:
-        """Say whether a job's folder is there with its results."""
+        """Return whether a job's folder is there with its results."""
         return (self.spool / "outbox" / name / "output.jsonl").exists()
 
     def run_job(self, path: Path, name: str) -> tuple[float, Json]:

@@ -68,7 +68,7 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Say whether it was reached."""
+        """Whether it was reached."""
         if self.seen is None:
             return False
         return self.seen <= self.wanted if self.at_most else self.seen >= self.wanted

@@ -103,7 +103,7 @@ async function readHealth() {
   return readJson(join(JOBS, ".health", "status.json"));
 }
 
-// Say why the service does not work; null if it does.
+// Return why the service does not work; null if it does.
 function whatIsWrong(health, now) {
   if (health === null) return "the service was never started";
   const age = now - health.written_at;
@@ -172,7 +172,7 @@ async function fetchResults(name) {
   return whole;
 }
 
-// Say whether each file is there with the checksum that status.json tells.
+// Return whether each file is there with the checksum that status.json gives.
 async function isWhole(folder) {
   const status = await readJson(join(folder, "status.json"));
   if (status === null) return false;

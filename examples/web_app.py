@@ -114,7 +114,7 @@ def read_health() -> Json | None:
 
 
 def what_is_wrong(health: Json | None, now: float) -> str | None:
-    """Say why the service does not work; None if it does."""
+    """Return why the service does not work; None if it does."""
     if health is None:
         return "the service was never started"
     age_s = now - health["written_at"]
@@ -186,7 +186,7 @@ def fetch(name: str) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Say whether each file is there with the checksum that status.json tells."""
+    """Return whether each file is there with the checksum that status.json gives."""
     status = read_json(folder / "status.json")
     if status is None:
         return False

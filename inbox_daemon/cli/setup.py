@@ -84,7 +84,7 @@ def write_schemas(folder: Path) -> None:
 
 
 def compact(spool: Spool) -> str:
-    """Write the ledger anew without its free pages; say what that gained.
+    """Rewrite the ledger without its free pages; return what that gained.
 
     Raises SpoolError: a daemon runs; LedgerError: there is no ledger, or it cannot be
     read or copied.

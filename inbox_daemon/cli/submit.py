@@ -141,7 +141,7 @@ def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
 
 
 def _is_being_refused(spool: Spool, file: str, since: float) -> bool:
-    """Say whether a control file is on its way to rejected/, or has just come there unexplained.
+    """Return whether a control file is on its way to rejected/, or has just come there unexplained.
 
     Asked in the order in which it moves, so that it is not missed between two places.
     """

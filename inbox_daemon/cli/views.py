@@ -44,19 +44,19 @@ def service_status(spool: Spool) -> ServiceStatus | None:
 
 
 def is_fresh(status: ServiceStatus, now: float | None = None) -> bool:
-    """Say whether the document was written lately enough for its daemon to live."""
+    """Return whether the document was written lately enough for its daemon to live."""
     age_s = (time.time() if now is None else now) - status.written_at
     return age_s <= status.stale_after_s
 
 
 def daemon_runs(spool: Spool) -> bool:
-    """Say whether the health document is a running daemon's, as far as its age tells."""
+    """Return whether the health document is a running daemon's, as far as its age tells."""
     status = service_status(spool)
     return status is not None and is_fresh(status)
 
 
 def how_to_start(spool: Spool) -> str:
-    """Words for whoever finds that no daemon runs."""
+    """Return what to do where no daemon runs."""
     command = f"inbox-daemon run --spool {spool.root}"
     return f"start it: `systemctl start inbox-daemon` or `{command}`"
 

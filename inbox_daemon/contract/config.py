@@ -29,7 +29,7 @@ from pydantic_settings import (
 
 from inbox_daemon.contract.errors import ConfigError
 
-# Where `init` writes the configuration of a spool that somebody runs for himself.
+# Where `init` writes the configuration of a spool that a user runs by hand.
 SPOOL_FILE = "config.toml"
 DEFAULT_PATH = Path("/etc/inbox-daemon/config.toml")
 PATH_VARIABLE = "INBOX_DAEMON_CONFIG"
@@ -110,7 +110,7 @@ class LimitsConfig(_Section):
 
     max_file_bytes: Count = 209_715_200
     max_line_bytes: Count = 1_048_576
-    # Beyond this a request could be read but not written again (wire.WRITABLE_DEPTH).
+    # Beyond this a request could be read but not written again (json_guard.WRITABLE_DEPTH).
     max_json_depth: Annotated[int, Field(ge=2, le=250)] = 64
     max_requests_per_job: Count = 50_000
     max_queue_depth: Count = 5
@@ -198,7 +198,7 @@ class DiskConfig(_Section):
 
 
 class RetentionConfig(_Section):
-    """How long ended things are kept and how many bytes they may take; 0 is for ever."""
+    """How long ended things are kept and how many bytes they may take; 0 is no limit."""
 
     outbox_days: Days = 0
     outbox_max_bytes: Bytes = 0

@@ -45,7 +45,7 @@ class JobRecord(Record):
     `name` is the job's name, the dropped file's without `.jsonl`; `status` is None
     until the job is finished; `ending` is set once the rest of it is not to run any
     more; `outbox` names the folder that holds its results; `lines_sha256` proves
-    which line has which custom_id (wire.LinesDigest).
+    which line has which custom_id (request/line.py: LinesDigest).
     """
 
     id: str
@@ -109,7 +109,7 @@ class Progress(Record):
 
     `committed` is the length of results.part that counts, `admitted` the highest
     line number that may have been started, `recoveries` how often the daemon
-    started anew while the job ran, `energy_j` what the card used for it, None where
+    restarted while the job ran, `energy_j` what the card used for it, None where
     no sensor tells.
     """
 

@@ -17,8 +17,8 @@ from inbox_daemon.engine.base import Load
 # For an engine that shows no figures, and to begin with.
 DEFAULT_WINDOW = 128
 # The window keeps what runs in the engine and a reserve in flight.  The reserve is the
-# largest of so many requests, of a share of what runs, because requests that began together
-# end together, and of what is finished in so many seconds, while replacements travel.  More
+# largest of a fixed number of requests, of a share of what runs, because requests that began
+# together end together, and of what is finished in some seconds, while replacements travel.  More
 # than they need costs the daemon: with 800 in flight a request took it 1.4 times as long.
 RESERVE_FLOOR, RESERVE_SHARE, RESERVE_S = 4, 0.25, 0.02
 # How many reserves waiting are too many, and for how many readings before it counts:
@@ -31,15 +31,15 @@ SLACK = 2
 # A reading just after many requests finished shows fewer than can run, so peaks are held.
 PEAK_READINGS = 5
 # The preempted among all that left the engine's slots, above which more only costs; for
-# so many readings from then on the window stands still, and for so many grows with care.
+# this many readings from then on the window stands still, and for this many it grows slowly.
 THRASH_SHARE, STILL_READINGS, CAREFUL_READINGS = 0.2, 10, 50
 # From here on the KV cache, and not the window, limits what runs.
 FULL_KV = 0.9
-# Completions are counted over at least so many seconds, or their rate is noise.
+# Completions are counted over at least this many seconds, or their rate is noise.
 RATE_SPAN_S = 0.2
 # From here on a growing window takes half a step: each request too many holds memory.
 LARGE = 512
-# A cold engine is given what it takes in within so many readings beyond what it has.
+# A cold engine is given what it takes in within this many readings beyond what it has.
 RAMP_READINGS = 4
 
 
@@ -102,7 +102,7 @@ class WindowController:
 
         `in_flight` counts the requests sent and not answered, `finished_since` those
         answered since the last call, `now` is the monotonic clock in seconds, `limited`
-        says whether the window was all that kept requests back; None: nobody knows, and
+        says whether the window was all that kept requests back; None: not known, and
         `in_flight` near the window tells.  Made for a call each 0.5 to 1 s.  Figures may
         be absent, late by one reading, or wrong.  A reading while nothing of ours is in
         flight says nothing of our window, and changes nothing.
@@ -133,7 +133,7 @@ class WindowController:
         self._at = now
 
     def _is_excessive(self, reading: _Reading) -> bool:
-        """Say whether too many wait because of the window, and not because prompts are read."""
+        """Return whether too many wait because of the window, and not because prompts are read."""
         waiting = reading.waiting > EXCESS * self._reserve()
         return waiting and reading.used and not reading.rising
 
@@ -182,13 +182,13 @@ class WindowController:
         )
 
     def _is_limited(self, in_flight: int, *, limited: bool | None) -> bool:
-        """Say whether the window is the limit; a sample may come before a place is refilled."""
+        """Return whether the window is the limit; a sample may come before a place is refilled."""
         if limited is None:
             return in_flight >= self._window - max(SLACK, self._window // 10)
         return limited or in_flight >= self._window
 
     def _preempted(self, counter: int | None) -> int:
-        """Return the preemptions since the last reading; a restarted engine counts anew."""
+        """Return the preemptions since the last reading; a restarted engine counts from 0."""
         before, self._preemptions = self._preemptions, counter
         return 0 if before is None or counter is None else max(0, counter - before)
 

@@ -2,8 +2,8 @@
 
 Purpose: joules between two readings of the card, and their shares for the running jobs.
 Invariants: pure; joules are never negative and never more than a card can use in the
-time; what nobody can tell is None and not 0; shares add up to what was measured, and
-what was used while no job ran is nobody's.
+time; what cannot be measured is None and not 0; shares add up to what was measured, and
+what was used while no job ran is charged to none.
 Known limits: one card is read; what other programs compute on it while a job runs is
 charged to the job; a job is charged for the whole of each interval in which it did
 anything.  Where readings fail meanwhile the sum is too small.
@@ -32,7 +32,7 @@ class EnergyMeter:
     _power_w: float | None = None
 
     def update(self, now: float, energy_j: float | None, power_w: float | None) -> float | None:
-        """Return what was used since the last reading, in joules; None if nobody can tell.
+        """Return what was used since the last reading, in joules; None if it is not known.
 
         `now` is in seconds of the monotonic clock, `energy_j` the card's counter.
         """

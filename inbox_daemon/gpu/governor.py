@@ -1,7 +1,7 @@
 """The governor: how much may be in flight, and how much is admitted at a time.
 
-Purpose: join the pure controllers of chunking.py and window.py with the newest readings of the
-engine and the card into the two figures that the runner obeys.
+Purpose: join the pure controllers of heat.py and engine/window.py with the newest readings of
+the engine and the card into the two figures that the runner obeys.
 Invariants: no I/O and no clock; a reading that is missing never stops the work; a card
 that stops answering stops it only where the engine that we started computes on it; what is
 taken back at once is given again only after a while, so a card at a border does not flap.
@@ -27,7 +27,7 @@ from inbox_daemon.gpu.nvml import GpuSample
 
 MIN_WINDOW = 8
 MAX_WINDOW = 4096
-# A card that fell silent must answer so many readings in a row before anything is sent.
+# A card that stopped answering must answer this many readings in a row before anything is sent.
 STEADY_READINGS = 3
 # The throttling that asks for less work, and what it is for.  A power cap does not: it is
 # how a card runs at its limit, and less work in flight would only make it slower.
@@ -73,12 +73,12 @@ class Governor:
 
     @property
     def window(self) -> int:
-        """How many requests may be in flight now; 0 while the card is too hot or silent."""
+        """How many requests may be in flight; 0 while the card is too hot or does not answer."""
         return self._allowance.apply(self._controller.window)
 
     @property
     def closed(self) -> bool:
-        """Say whether nothing may be sent."""
+        """Whether nothing may be sent."""
         return self.window == 0
 
     @property

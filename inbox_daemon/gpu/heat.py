@@ -1,7 +1,6 @@
-"""How much the card allows: chunk size and heat.
+"""How much of the window the card's temperature and its throttling allow.
 
-Purpose: two controllers, each fed with readings of the card.  `ChunkSizer` follows the
-GPU memory that others use, `ThermalGovernor` the temperature and the throttling.
+Purpose: a controller that is fed with readings of the card.
 Invariants: pure; answers stay within bounds whatever is read (nothing, nonsense);
 steady readings settle them, and readings that hover around a border do not swing them:
 what is taken at once is given back only with a margin or after a while.
@@ -16,9 +15,9 @@ from enum import StrEnum
 COOLEST_FACTOR, THROTTLED_FACTOR, WARMEST_FACTOR = 0.25, 0.5, 0.95
 # How far below the warning the temperature must fall before the whole window is used again.
 WARM_MARGIN_C = 3.0
-# A sensor that falls silent is taken for what it said last, for so many readings.
+# A sensor that stops reporting keeps its last value for this many readings.
 PATIENCE_READINGS = 30
-# So many readings in a row without throttling, and the card runs freely again.
+# After this many readings in a row without throttling the card runs freely again.
 CALM_READINGS = 15
 
 
@@ -53,14 +52,14 @@ OPEN = Allowance(GovernorState.OPEN, 1.0)
 
 
 class Latch:
-    """On at once, and off after so many readings in a row that are calm."""
+    """On at once, and off after a number of calm readings in a row."""
 
     def __init__(self, calm_readings: int) -> None:
         """Begin off."""
         self._needed = self._calm = calm_readings
 
     def update(self, *, on: bool) -> bool:
-        """Say whether it is on after this reading."""
+        """Return whether it is on after this reading."""
         self._calm = 0 if on else self._calm + 1
         return self._calm < self._needed
 

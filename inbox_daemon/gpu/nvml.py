@@ -4,10 +4,10 @@ Purpose: one sample of one NVIDIA card's sensors.
 Invariants: `sample` never raises and never waits for an earlier sample.  No driver or
 no card is normal and gives None; a sensor that the card lacks is None; a card that was
 there and cannot be read gives a sample with `healthy` False and a sentence, and the
-next sample starts NVML anew, so that a reloaded driver is found again.
+next sample restarts NVML, so that a reloaded driver is found again.
 Known limits: a call into a sick driver may block for minutes, so `sample` belongs in a
-thread.  Inside a process namespace NVML names other pids than ours: then nobody can
-say what others use.  Memory of a process under MPS is told as its server's.
+thread.  Inside a process namespace NVML names other pids than ours: then it is not
+known what others use.  Memory of a process under MPS is shown as its server's.
 Run as `python -m inbox_daemon.gpu [INDEX]` it prints one sample as JSON.
 """
 
@@ -157,7 +157,7 @@ class NvmlGpu:
             raise
 
     def _reset(self, *, initialised: bool = False) -> None:
-        """Forget the card, so that the next sample starts NVML anew."""
+        """Forget the card, so that the next sample restarts NVML."""
         if self._nvml is not None and (self._handle is not None or initialised):
             with contextlib.suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
@@ -233,7 +233,7 @@ class _Card:
         """
         nvml = self._nvml
         # The second version leaves out what the driver keeps for itself, which on a
-        # small card is several per cent, and would be counted as somebody's.
+        # small card is several per cent, and would be counted as another program's.
         for version in (nvml.nvmlMemory_v2, None):
             try:
                 info = nvml.nvmlDeviceGetMemoryInfo(self._handle, version)

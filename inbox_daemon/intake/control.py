@@ -74,7 +74,7 @@ class Controller:
     async def obey(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
         """Carry out one order; return why not, if so.
 
-        `note` is told of each job that a redrive makes.
+        `note` takes each answer of a redrive.
         Raises LedgerError: the order is not on the disk, the daemon must end.
         """
         if command.fault is not None:

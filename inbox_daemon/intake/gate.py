@@ -71,7 +71,7 @@ class Refuse:
 
 
 def is_lane(name: str, lane: Priority) -> bool:
-    """Say whether a folder seen in a lane is itself a lane."""
+    """Return whether a folder seen in a lane is itself a lane."""
     return lane is Priority.NORMAL and name in {Priority.HIGH.value, Priority.LOW.value}
 
 
@@ -196,7 +196,7 @@ def encoded(form: str) -> Fault:
 
 
 def is_being_written(spool: Spool, entry: DirEntry, lane: Priority) -> bool:
-    """Say whether a process surely has it open for writing; False where that is not told."""
+    """Return whether a process surely has it open for writing; False where that is not told."""
     try:
         fd = spool.open_drop(entry.name, lane)
     except OSError:

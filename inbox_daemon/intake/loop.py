@@ -155,9 +155,7 @@ class Intake:
     def _choose(self, lane: Priority, found: Iterator[DirEntry]) -> list[DirEntry]:
         """What of a lane is looked at now; of what stays for good as much as is shown."""
         staying: list[DirEntry] = []
-        strays: list[
-            DirEntry
-        ] = []  # of names that are none: they hold nobody up, and go in the end
+        misnamed: list[DirEntry] = []  # they hold no other up, and are refused in the end
 
         def candidates() -> Iterator[DirEntry]:
             for entry in found:
@@ -166,12 +164,12 @@ class Intake:
                 wait = gate.check_entry(entry)
                 if wait is None or is_sidecar(entry.name) or is_control_name(entry.name):
                     yield entry
-                elif wait.overdue is not None and len(strays) < MAX_SEEN:
-                    strays.append(entry)
+                elif wait.overdue is not None and len(misnamed) < MAX_SEEN:
+                    misnamed.append(entry)
                 elif wait.overdue is None and len(staying) < MAX_WAITING:
                     staying.append(entry)
 
-        return self._rota[lane].choose(time.monotonic(), candidates()) + strays + staying
+        return self._rota[lane].choose(time.monotonic(), candidates()) + misnamed + staying
 
     async def _answer_all(self, seen: Scan, lane: Priority, waiting: list[WaitingDrop]) -> None:
         now = time.monotonic()

@@ -36,7 +36,7 @@ class Redriver:
         return list(dict.fromkeys(letter.job_id for letter in self._chosen(job, reason)))
 
     def redrove(self, job: str, since: float) -> bool:
-        """Say whether letters of that job, or of any, were made a new job since that time.
+        """Return whether letters of that job, or of any, were made a new job since that time.
 
         `since` is in seconds since 1970.
         """

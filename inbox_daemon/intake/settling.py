@@ -4,7 +4,7 @@ Purpose: from what each scan of a folder saw, say which files kept one signature
 long enough to be taken.  A writer that pauses looks finished, so this is one sign of
 a complete drop among several; the intake asks for a read lease as well.
 Invariants: a name is never settled by its first sighting; any change of its signature
-starts the count anew; a name that a scan did not see is forgotten, so that what comes
+restarts the count; a name that a scan did not see is forgotten, so that what comes
 back under it counts from the start.  One scan costs time and memory in proportion to
 its names.
 `Rota` bounds how many names there are at once.
@@ -79,7 +79,7 @@ class Settling:
         return 0.0 if before is None else max(0.0, now - before.since)
 
     def forget(self, name: str) -> None:
-        """Start anew with this name, as after it was taken; an unknown one is fine."""
+        """Start over with this name, as after it was taken; an unknown one is fine."""
         self._seen.pop(name, None)
 
 
@@ -87,7 +87,7 @@ class Rota:
     """Which files of a folder are looked at, when it holds more than are to be remembered.
 
     Others get their turn after `turn_s` seconds, long enough for what is whole to settle
-    and be taken; so files that only wait hide no others for ever.
+    and be taken; so files that only wait do not hide others forever.
     """
 
     def __init__(self, most: int, turn_s: float) -> None:

@@ -4,7 +4,7 @@ Purpose: `scan` reads a folder; `Watcher` wakes the scan early.
 Invariants: a hint proves nothing and its absence proves nothing; whatever happens to
 the watcher, the next scan sees every file.  Nothing here raises into watchdog's
 threads, and a watcher that cannot watch says so instead of failing.  `check`, called
-with what each scan saw, finds a watcher that fell silent and builds it anew: the
+with what each scan saw, finds a watcher that stopped reporting and rebuilds it: the
 folder was deleted, replaced or mounted over (its device and inode changed), or one of
 watchdog's threads is dead.
 Known limits: a filesystem that reports no events (a network share written elsewhere,
@@ -100,11 +100,11 @@ class Watcher:
     def check(
         self, identities: Mapping[str | os.PathLike[str], Identity | None] | None = None
     ) -> bool:
-        """Find out whether hints still come, and build the observer anew if they may not.
+        """Find out whether hints still come, and rebuild the observer if they may not.
 
         `identities` is what each scan saw of its folder (None: it could not be opened);
         a folder that is not in it is looked at here.  Returns True if the observer was
-        built anew.  Never raises: without hints the scan still decides.
+        rebuilt.  Never raises: without hints the scan still decides.
         """
         given = {Path(folder): identity for folder, identity in (identities or {}).items()}
         seen = {

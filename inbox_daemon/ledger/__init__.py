@@ -7,7 +7,7 @@ May import: contract, spool.
     jobs.py   what was accepted, and which delivery it was
     lines.py  which request has its outcome, and where
     dead.py   dead letters
-    ended.py  which job is over, how, and who was told
+    ended.py  which job is over, how, and who knows
 """
 
 from inbox_daemon.ledger.dead import DeadLetters

@@ -1,4 +1,4 @@
-"""The ledger's ended events: which job is over, how, and who was told.
+"""The ledger's ended events: which job is over, how, and who knows.
 
 Purpose: a durable list of ends, so that what tells the outside (a message, a metric) goes
 on after a crash without losing or repeating one.
@@ -60,19 +60,19 @@ class Endings(Store):
                 more = cursor.prev()
         return found[::-1]
 
-    def untold(self, consumer: str) -> list[tuple[int, Ended]]:
-        """Return what a consumer was not told yet, oldest first, a page of it."""
-        return self.endings(self._told(consumer))
+    def unseen(self, consumer: str) -> list[tuple[int, Ended]]:
+        """Return what a consumer has not seen yet, oldest first, a page of it."""
+        return self.endings(self._seen(consumer))
 
-    def mark_told(self, consumer: str, number: int) -> None:
-        """Note that a consumer was told of everything up to `number`."""
+    def mark_seen(self, consumer: str, number: int) -> None:
+        """Note that a consumer has seen everything up to `number`."""
         with self._write() as txn:
             txn.put(_mark_key(consumer), b"%d" % number, db=self._db["meta"])
 
-    def _told(self, consumer: str) -> int:
+    def _seen(self, consumer: str) -> int:
         with self._read() as txn:
             return int(txn.get(_mark_key(consumer), default=b"0", db=self._db["meta"]))
 
 
 def _mark_key(consumer: str) -> bytes:
-    return f"told {consumer}".encode()
+    return f"seen {consumer}".encode()

@@ -68,7 +68,7 @@ class Lines(Store):
         page: list[tuple[int, OutcomeAt]] = []
         prefix = job_id.encode()
         with self._read() as txn, txn.cursor(db=self._db["lines"]) as cursor:
-            # A cursor that finds nothing would begin anew at the first line of all.
+            # A cursor that finds nothing would start over at the first line of all.
             if not cursor.set_range(line_key(job_id, after + 1)):
                 return page
             for row in islice(cursor.iternext(), _PAGE_OF_ENTRIES):
@@ -96,7 +96,7 @@ class Lines(Store):
         return {line_of(key): Fault.model_validate_json(value) for key, value in rows}
 
     def get_state(self, key: str) -> bytes | None:
-        """A small value that must survive a crash, such as the hunt."""
+        """A small value that must survive a crash, such as the bisection."""
         with self._read() as txn:
             found = txn.get(key.encode(), db=self._db["meta"])
             return None if found is None else bytes(found)

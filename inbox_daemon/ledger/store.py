@@ -6,7 +6,7 @@ power cut; a failed write raises LedgerError, after which the process must end, 
 LMDB's later commits would succeed over the hole; a marker file beside the data tells an
 empty ledger from one whose data was lost; the map grows before it is full, because at
 a full map deletes fail too; no transaction stays open between calls, since one held
-open makes the file grow for ever.
+open makes the file grow without end.
 Known limits: one process writes; a key is at most 511 bytes.
 """
 
@@ -73,7 +73,7 @@ class Store:
         if known and _size(folder / "data.mdb") == 0:
             msg = (
                 f"{folder}/data.mdb is missing or empty although {MARKER} says it was made: "
-                "restore it from a backup, or move the ledger folder away to start anew"
+                "restore it from a backup, or move the ledger folder away to start afresh"
             )
             raise LedgerError("ledger_lost", msg)
         if readonly and not known:
@@ -123,7 +123,7 @@ class Store:
         if found is None:
             msg = (
                 f"the ledger in {self._folder} holds nothing although it was made: restore it "
-                "from a backup, or move the ledger folder away to start anew"
+                "from a backup, or move the ledger folder away to start afresh"
             )
             raise LedgerError("ledger_lost", msg)
         return int(found)

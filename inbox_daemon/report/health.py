@@ -13,8 +13,7 @@ from inbox_daemon.report.facts import Facts
 
 RECENT_DEATH_S = 600.0
 
-# What stands in the way of work that somebody has to mend; the rest passes by itself or
-# was asked for.
+# What an operator has to mend; the rest passes by itself or was asked for.
 _ERRORS = frozenset(
     {
         HindranceCode.ENGINE_BACKOFF,

@@ -3,7 +3,7 @@
 Purpose: hold a body to the parameters of its endpoint, to values that no engine chokes
 on, and to the caps of [limits.body].
 Invariants: pure; a body that passes has only known parameters, or such as the operator
-opened by name; the first fault found is told, with the path of what is wrong.  A refused
+opened by name; the first fault found is reported, with the path of what is wrong.  A refused
 parameter that is null or false asks for nothing, and passes.
 Known limits: values are checked for what can do harm, not for what the engine will
 answer to; a parameter that was opened by name is passed on unchecked.

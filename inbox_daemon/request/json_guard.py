@@ -31,7 +31,7 @@ _ORJSON_TOO_DEEP = ("recursion limit", "depth limit")
 _ORJSON_NO_MEMORY = "allocate memory"
 
 
-# So many lists and objects are harmless in a line of any length: about 6 MB.
+# This many lists and objects are harmless in a line of any length: about 6 MB.
 _MANY = 1 << 16
 
 
@@ -41,7 +41,7 @@ _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]', re.DOTALL)
 _QUOTE = ord('"')
 
 
-# Below so many bytes, counting is as quick as finding.
+# Below this many bytes, counting is as quick as finding.
 _SHORT = 1024
 
 
@@ -71,7 +71,7 @@ def parse(line: bytes, max_depth: int) -> Any:  # noqa: ANN401 - JSON is any val
 
 
 def holds_too_much(line: bytes) -> bool:
-    """Say whether a line would take far more memory than it has bytes, if it were parsed.
+    """Return whether a line would take far more memory than it has bytes, if it were parsed.
 
     A text of three bytes, `[],`, becomes a list of ninety; no other value grows by more
     than twenty times.  Brackets inside of strings are no lists.
@@ -91,14 +91,14 @@ def check_depth(line: bytes, value: Any, max_depth: int) -> None:  # noqa: ANN40
 
 
 def nests_deeper(data: bytes, value: Any, max_depth: int) -> bool:  # noqa: ANN401 - JSON is any value
-    """Say whether `value`, which was parsed from `data`, has more levels than `max_depth`."""
+    """Return whether `value`, which was parsed from `data`, has more levels than `max_depth`."""
     # The number of brackets bounds the depth from above, so that only lines with very many
     # of them are walked.
     return _has_more_brackets(data, max_depth) and _depth_exceeds(value, max_depth)
 
 
 def _has_more_brackets(data: bytes, most: int) -> bool:
-    """Say whether more than `most` brackets are opened.
+    """Return whether more than `most` brackets are opened.
 
     Finding the next one takes a tenth of the time that counting takes for a byte, and
     most lines have few.

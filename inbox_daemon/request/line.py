@@ -4,8 +4,8 @@ Purpose: the one place that knows how a request line is read and checked and how
 output line is written.
 Invariants: pure, no I/O; a line is a run of bytes that ends at b"\n" and nowhere
 else (`str.splitlines` would cut inside valid JSON); what is sent to the engine is
-what was checked, because the body is written anew from the parsed value: a
-duplicate key cannot smuggle in a second reading.
+what was checked, because the body is written again from the parsed value, even where a
+key was given twice.
 Known limits, orjson's: integers past 64 bits become floats, the last of duplicate
 keys wins, what is nested deeper than 254 levels can be read but not written.
 """
@@ -29,7 +29,7 @@ _LEFT_OUT = object()
 class Request(NamedTuple):
     """One checked request: `body` is the parsed JSON object.
 
-    A tuple, because there is one for each line and a frozen dataclass takes thrice as long.
+    A tuple, because there is one for each line and a frozen dataclass takes three times as long.
     """
 
     custom_id: str
@@ -62,7 +62,7 @@ def check_line(line: bytes, limits: LimitsConfig) -> tuple[str, str, dict[str, A
     try:
         parts = _parts(value)
     except LineFaultError:
-        check_depth(line, value, depth)  # too deep is told first, whatever else is wrong
+        check_depth(line, value, depth)  # too deep is reported first, whatever else is wrong
         raise
     _, url, body = parts
     names = unsettled(url, body)

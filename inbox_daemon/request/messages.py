@@ -36,7 +36,7 @@ _UNKNOWN = "neither OpenAI nor vLLM documents it"
 
 
 def are_plain(messages: object) -> bool:
-    """Say whether messages have a role and texts each and nothing else, as most do."""
+    """Return whether messages have a role and texts each and nothing else, as most do."""
     if type(messages) is not list or not messages:
         return False
     try:
@@ -207,7 +207,7 @@ class Contents:
 
 
 def _is_text(part: object) -> bool:
-    """Say whether a part is a text and nothing else, as most are."""
+    """Return whether a part is a text and nothing else, as most are."""
     if type(part) is not dict:
         return type(part) is str
     return len(part) == 2 and part.get("type") == "text" and type(part.get("text")) is str  # noqa: PLR2004 - type and text

@@ -44,7 +44,7 @@ class Validation:
     digest: LinesDigest = field(default_factory=LinesDigest)
 
     def accepted(self, *, dead_letter_lines: bool) -> bool:
-        """Say whether the job may run, under the rule for single invalid lines."""
+        """Return whether the job may run, under the rule for single invalid lines."""
         if self.fatal is not None or self.requests == 0:
             return False
         return self.faults == 0 or (dead_letter_lines and self.faults < self.requests)
@@ -93,7 +93,7 @@ def _lines(file: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
 
 
 def _skip_line(file: BinaryIO, *, blank: bool) -> bool:
-    """Skip the rest of a line; say whether all of it was white space."""
+    """Skip the rest of a line; return whether all of it was white space."""
     while part := file.readline(_READ_BYTES):
         blank = blank and part.isspace()
         if part.endswith(b"\n"):

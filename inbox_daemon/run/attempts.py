@@ -26,7 +26,7 @@ class Target(NamedTuple):
 class Flight(NamedTuple):
     """One request in flight, and the generation of the engine that it went to.
 
-    A tuple like Arrival, because a frozen dataclass takes thrice as long to make.
+    A tuple like Arrival, because a frozen dataclass takes three times as long to make.
     """
 
     run: RunningJob
@@ -69,7 +69,7 @@ class Attempts:
 
     @property
     def stale(self) -> bool:
-        """Say whether any flight went to an engine that is gone by now."""
+        """Whether any flight went to an engine that is gone by now."""
         current = self._engine.info.generation
         return any(count for made, count in self._flying.items() if made != current)
 

@@ -1,4 +1,4 @@
-"""The hunt for a poison request: bisection over engine deaths.
+"""The poison request: bisection over engine deaths.
 
 Purpose: find the request that kills the engine among those that were in flight when
 it died, while every other one gets its answer.
@@ -6,7 +6,7 @@ Invariants: pure, time is passed in; a suspect is in one group or put off, never
 the newest group is tried, and nothing else runs meanwhile; a request is poison only when
 the engine has died several times while it ran alone, and more often than that where
 engines were seen to die by chance, so that a slow request which happened to be there
-is not condemned for it.
+is not taken for it.
 Cost: one poison request among w in flight takes at most 2·log2(w) + 3 engine deaths.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 
 import orjson
 
-# So many deaths alone make a request poison, fewer where few were in flight.
+# This many deaths alone make a request poison, fewer where few were in flight.
 DEATHS_ALONE = 5
-# With each death that turned out to be chance so many more are asked for, up to a limit.
+# Each death that turned out to be chance asks for this many more, up to a limit.
 CHANCE_WEIGHT, MOST_DEATHS_ALONE = 2, 8
-# For so long a chance death makes the next ones doubtful.
+# A chance death makes the next ones doubtful for this long.
 CHANCE_S = 3600.0
 
 Suspect = tuple[str, int]
@@ -29,13 +29,13 @@ Suspect = tuple[str, int]
 
 @dataclass(slots=True)
 class Bisection:
-    """Who is suspected, and of what.
+    """Which requests are suspected, and of what.
 
     `groups` are still to be tried, the newest last.  `put_off` has those that died alone:
     they are tried again once nothing else of their job is left, when whatever killed
     engines by chance may be over.  `deaths` counts the deaths alone, `width` the requests
-    that were in flight at the largest death, `blamed` says whether anybody died alone since
-    the hunt began, and `chances` when deaths were proven to be chance, in seconds since 1970.
+    that were in flight at the largest death, `blamed` is true once one died alone since
+    the bisection began, and `chances` when deaths were proven to be chance, in seconds since 1970.
     """
 
     groups: list[list[Suspect]] = field(default_factory=list)
@@ -46,30 +46,30 @@ class Bisection:
     chances: list[float] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        """Say whether there is anybody to be tried now."""
+        """Return whether there is a suspect to be tried now."""
         return bool(self.groups)
 
     @property
     def group(self) -> list[Suspect]:
-        """Who may run now; empty when nobody is to be tried."""
+        """The suspects that may run now; empty when none is to be tried."""
         return self.groups[-1] if self.groups else []
 
     @property
     def suspects(self) -> set[Suspect]:
-        """Everybody who is still to be tried, now or later."""
+        """All suspects that are still to be tried, now or later."""
         return {suspect for group in self.groups for suspect in group} | set(self.put_off)
 
     def died(self, in_flight: list[Suspect], now: float) -> dict[Suspect, int]:
-        """Note that the engine died with these in flight; return who is poison.
+        """Note that the engine died with these in flight; return which are poison.
 
-        The poison comes with the number of its deaths.  While a hunt is on, `in_flight` is
+        The poison comes with the number of its deaths.  While a bisection is on, `in_flight` is
         what was left of the newest group.
         """
         flying = set(in_flight)
         waiting = [suspect for suspect in self.group if suspect not in flying]
         if self.groups:
             self.groups.pop()
-        elif not self.put_off:  # a new hunt
+        elif not self.put_off:  # a new bisection
             self.width, self.blamed = 1, False
         self.width = max(self.width, len(in_flight))
         if waiting:  # of the same group, but not yet started
@@ -133,7 +133,7 @@ class Bisection:
         self.put_off = [s for s in self.put_off if s[0] != job_id] + sorted(mine)
 
     def keep(self, open_suspects: set[Suspect]) -> None:
-        """Drop whoever is not open any more, as after the daemon was started anew."""
+        """Forget those that are not open any more, as after a restart of the daemon."""
         for suspect in (self.suspects | self.deaths.keys()) - open_suspects:
             self.forget(suspect)
 
@@ -146,7 +146,7 @@ class Bisection:
 
     @classmethod
     def load(cls, data: bytes | None) -> "Bisection":
-        """Read the stored form, also that of a version which put nobody off."""
+        """Read the stored form, also that of a version which put none off."""
         if data is None:
             return cls()
         stored: dict[str, Any] = orjson.loads(data)

@@ -18,7 +18,7 @@ from inbox_daemon.run.poison import Bisection, Suspect
 log = logging.getLogger(__name__)
 
 # The key of its stored form in the ledger.
-STATE = "hunt"
+STATE = "bisection"
 # The number of requests in a row under which an engine may die; beyond, it is doubted.
 TRUSTED_POISON = 3
 DOUBT_BASE_S = 10.0
@@ -33,7 +33,7 @@ class Suspects:
     def __init__(self, jobs: ActiveJobs, stored: bytes | None, set_aside: SetAsidePoison) -> None:
         """Go on with the bisection that was `stored`.
 
-        `set_aside` makes a dead letter of a job's request, by ordinal, after so many deaths.
+        `set_aside` makes a dead letter of a job's request, by ordinal, after a number of deaths.
         """
         self._jobs, self._set_aside = jobs, set_aside
         self._bisection = Bisection.load(stored)

@@ -28,7 +28,7 @@ class Heartbeat:
     _seen: object = None
 
     def may_beat(self, now: float, turns: tuple[Turn, ...], progress: object | None) -> bool:
-        """Say whether all is well.
+        """Return whether all is well.
 
         `progress` is anything that changes with each step of the work, None while there
         is nothing to do or a known reason not to do it.

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _M_ARENA_MAX = -8  # malloc.h
 # New objects between two looks for cycles, and looks between two of the next generation.
-# Cycles are rare here, and so many small objects are a few MiB at most.
+# Cycles are rare here, and this many small objects are a few MiB at most.
 _COLLECT_AFTER = 10_000
 _GENERATION_AFTER = 20
 SPARE_DESCRIPTORS = 256

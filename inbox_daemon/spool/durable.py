@@ -167,7 +167,7 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_empty_dir(path: Path) -> bool:
-    """Remove a folder that holds nothing; say whether it is gone."""
+    """Remove a folder that holds nothing; return whether it is gone."""
     try:
         path.rmdir()
     except FileNotFoundError:
@@ -204,7 +204,7 @@ def copy_hashing(source_fd: int, target: Path, limit: int) -> tuple[str, int]:
 
 
 def same_content(first: Path, second: Path) -> bool:
-    """Say whether both are regular files of the same bytes; False when one cannot be read."""
+    """Return whether both are regular files of the same bytes; False when one cannot be read."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         with (
@@ -257,7 +257,7 @@ def lock_file(path: Path, content: bytes) -> int | None:
 
 
 def may_lease(owner: int) -> bool:
-    """Say whether we may ask for a lease on a file of that user: ours, or with CAP_LEASE."""
+    """Return whether we may ask for a lease on a file of that user: ours, or with CAP_LEASE."""
     return owner == os.geteuid() or _has_cap_lease()
 
 
@@ -269,7 +269,7 @@ def _has_cap_lease() -> bool:
 
 
 def has_writer(fd: int) -> bool | None:
-    """Say whether any process has the open file open for writing.
+    """Return whether any process has the open file open for writing.
 
     A read lease is granted only while none has.  None: we may not ask, because the
     file is another user's or its filesystem knows no leases.

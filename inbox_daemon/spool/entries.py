@@ -32,7 +32,7 @@ class StatResult(Protocol):
 
     @property
     def st_ctime_ns(self) -> int:
-        """Return when anything changed, in nanoseconds; nobody may set it."""
+        """Return when anything changed, in nanoseconds; no user can set it."""
 
 
 class Signature(NamedTuple):

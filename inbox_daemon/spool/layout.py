@@ -74,7 +74,7 @@ class Layout:
     def _create_folder(path: Path) -> None:
         if path.is_dir() and path.stat().st_mode & 0o777:
             return
-        # Made for nobody, so that a crash before the chmod is seen at the next start:
+        # Made with no rights at all, so that a crash before the chmod is seen at the next start:
         # mkdir cannot give a folder to a group.
         durable.make_dir(path, mode=0)
         path.chmod(_SHARED.get(path.name, 0o700))
@@ -109,7 +109,7 @@ class Layout:
     def check_lane(self, fd: int, priority: Priority) -> None:
         """Hold an open lane to what it takes to empty it.
 
-        Raises OSError: something is mounted over it, or it is a folder of somebody else's.
+        Raises OSError: something is mounted over it, or it is another user's folder.
         """
         path = str(self.lane(priority))
         if os.fstat(fd).st_dev != self.claimed.stat().st_dev:

@@ -29,14 +29,14 @@ class Outbox(Layout):
         return None
 
     def holds_results(self, name: str) -> bool:
-        """Say whether outbox/NAME is a job's folder that was not collected yet.
+        """Return whether outbox/NAME is a job's folder that was not collected yet.
 
         A folder without output.jsonl is only a notice (a refusal, or the answer to
         a re-delivery), an empty one was collected by a fetch that removes files.
         """
-        return (self.outbox / name / OUTPUT).exists() or self._holds_strangers(name)
+        return (self.outbox / name / OUTPUT).exists() or self._holds_foreign_files(name)
 
-    def _holds_strangers(self, name: str) -> bool:
+    def _holds_foreign_files(self, name: str) -> bool:
         try:
             return any(entry.name != STATUS for entry in (self.outbox / name).iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -87,7 +87,7 @@ class Outbox(Layout):
     def published_folders(self) -> Iterator[tuple[str, float, int]]:
         """Each folder of outbox/: its name, when it was published, its bytes."""
         for folder in sorted(self.outbox.iterdir()):
-            # Whoever fetches it may remove it at any moment.
+            # A reader that fetches it may remove it at any moment.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 at = (folder / STATUS).lstat().st_mtime
                 if not folder.is_symlink():

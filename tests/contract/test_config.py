@@ -47,7 +47,7 @@ def refusal(path: Path | None = None) -> str:
 
 
 def same(one: Config, other: Config) -> bool:
-    """Say whether two configurations hold the same values."""
+    """Return whether two configurations hold the same values."""
     return one.model_dump() == other.model_dump()
 
 

@@ -160,7 +160,7 @@ class Sender:
             (self.outbox / name).rename(self.base / "collected" / name)
 
     def has(self, name: str) -> bool:
-        """Say whether the job's results are there, or were."""
+        """Return whether the job's results are there, or were."""
         places = (self.outbox, self.base / "collected")
         return any((place / name / OUTPUT).exists() for place in places)
 
@@ -307,7 +307,7 @@ class Flow:
         return self.sender.has(job.name) and not self.queue.entries
 
     def _doomed_hangs(self) -> bool:
-        """Say whether all but the hanging requests are answered, and that counts."""
+        """Return whether all but the hanging requests are answered, and that counts."""
         runs = self.queue.runs()
         hanging = len(script.DOOMED.dead)
         return bool(runs) and self.runner.in_flight == hanging and runs[0].progress.ended == 2

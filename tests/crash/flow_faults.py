@@ -85,7 +85,7 @@ class Run:
 
     @property
     def struck(self) -> bool:
-        """Say whether the fault happened."""
+        """Whether the fault happened."""
         return "INJECTED" in self.trace or "killed by SIGKILL" in self.trace
 
 

@@ -145,7 +145,7 @@ def status() -> Json:
 
 
 def engine_ready() -> bool:
-    """Say whether the daemon that runs now has its engine."""
+    """Return whether the daemon that runs now has its engine."""
     return bool(status().get("engine", {}).get("state") == "ready")
 
 
@@ -273,7 +273,7 @@ def oom_of(pid: int) -> Json:
 
 
 def may_lower_scores() -> bool:
-    """Say whether systemd has CAP_SYS_RESOURCE here, without which no score goes below 0."""
+    """Return whether systemd has CAP_SYS_RESOURCE here, without which no score goes below 0."""
     return bool(int(fields_of(1)["CapEff"], 16) >> 24 & 1)
 
 

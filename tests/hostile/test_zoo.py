@@ -203,7 +203,7 @@ class Keeper:
         return self.daemon.spool / "rejected"
 
     def ended(self, beast: Beast) -> bool:
-        """Say whether it has come to its end, seen by what senders and owners can see."""
+        """Return whether it has come to its end, seen by what senders and owners can see."""
         path = self.daemon.spool / "inbox" / beast.name
         end, _, words = beast.end.partition(" ")
         lies_there = os.path.lexists(path)

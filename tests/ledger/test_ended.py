@@ -87,15 +87,15 @@ def test_a_consumer_is_told_of_each_event_once(reopen: Open) -> None:
     ledger = reopen()
     for number in (1, 2):
         ledger.record_ended(event(number))
-    assert [n for n, _ in ledger.untold("mail")] == [1, 2]
+    assert [n for n, _ in ledger.unseen("mail")] == [1, 2]
     ledger = reopen()  # it was not marked: nothing is lost
-    assert [n for n, _ in ledger.untold("mail")] == [1, 2]
-    ledger.mark_told("mail", 1)
+    assert [n for n, _ in ledger.unseen("mail")] == [1, 2]
+    ledger.mark_seen("mail", 1)
     ledger = reopen()
-    assert [n for n, _ in ledger.untold("mail")] == [2]
-    assert [n for n, _ in ledger.untold("metrics")] == [1, 2]
-    ledger.mark_told("mail", 2)
-    assert reopen().untold("mail") == []
+    assert [n for n, _ in ledger.unseen("mail")] == [2]
+    assert [n for n, _ in ledger.unseen("metrics")] == [1, 2]
+    ledger.mark_seen("mail", 2)
+    assert reopen().unseen("mail") == []
 
 
 def test_the_list_is_bounded(reopen: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class Crasher:
 
     @property
     def dead(self) -> bool:
-        """Say whether the moment has come."""
+        """Whether the moment has come."""
         return self.count >= self.at
 
     def wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:

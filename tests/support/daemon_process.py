@@ -134,7 +134,7 @@ class DaemonProcess:
 
     @property
     def running(self) -> bool:
-        """Say whether it was started and has not ended."""
+        """Whether it was started and has not ended."""
         return self._child is not None and self._child.poll() is None
 
     def wait_ready(self, patience_s: float = PATIENCE_S) -> None:

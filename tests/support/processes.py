@@ -27,7 +27,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Say whether it still runs; one that only waits to be collected does not."""
+        """Whether it still runs; one that only waits to be collected does not."""
         fields = _stat(self.pid)
         return fields is not None and int(fields[19]) == self.started and fields[0] not in "ZX"
 

@@ -143,7 +143,7 @@ class ScriptedEngine(InertEngine):
         self.bench.runner.wake()
 
     async def lost(self, generation: int) -> bool:
-        """Say whether the engine of that generation is gone."""
+        """Return whether the engine of that generation is gone."""
         await asyncio.sleep(0)
         return generation != self.info.generation
 

@@ -33,7 +33,7 @@ class Fault:
     times: int | None = None
 
     def hits(self, execution: int) -> bool:
-        """Say whether it applies to the text's execution of that number, from 1."""
+        """Return whether it applies to the text's execution of that number, from 1."""
         return self.times is None or execution <= self.times
 
     @property

@@ -119,7 +119,7 @@ def standin_config(tmp_path: Path, *options: str, **engine: object) -> Config:
 
 
 def alive(pid: int) -> bool:
-    """Say whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

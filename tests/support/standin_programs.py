@@ -25,5 +25,5 @@ async def until_lines(child: Child, count: int) -> None:
 
 
 def noted(record: Path) -> bool:
-    """Say whether there is a note of a running child."""
+    """Return whether there is a note of a running child."""
     return record.exists()

@@ -2,10 +2,10 @@
 
 Purpose: start a command in a session of its own, read what it prints, notice its end,
 and leave no process behind.
-Invariants: its output is read without a pause, so that it never blocks on us; whoever
-stops it, or is cancelled meanwhile, has killed every process of its session; when the
+Invariants: its output is read without a pause, so that it never blocks on us; a
+stop, even one that is cancelled meanwhile, has killed every process of its session; when the
 daemon itself is killed, the kernel kills the first process (launch.py) and the next
-daemon the others (processes.py).
+daemon the others (session.py).
 Known limits: start it from the main thread, whose end is what the kernel watches; a
 process of the server that opens a session of its own is not found.
 """
@@ -182,7 +182,7 @@ def clean(raw: bytes) -> str:
 
 
 def describe_exit(code: int) -> str:
-    """Say in words how a process ended; a negative code is a signal's number."""
+    """Return in words how a process ended; a negative code is a signal's number."""
     if code >= 0:
         return f"exit status {code}"
     try:

@@ -63,7 +63,7 @@ def vllm_launch(config: Config, socket: Path, environ: Mapping[str, str], *, rus
 
 
 def chooses_rust(config: Config, environ: Mapping[str, str]) -> bool:
-    """Say whether vLLM's Rust front end is to be tried.
+    """Return whether vLLM's Rust front end is to be tried.
 
     It is when the installed vLLM has it (the program vllm/vllm-rs, in vLLM's own wheels
     since 0.24) and neither the environment nor `[engine.env]` says anything about it.
@@ -94,7 +94,7 @@ def _rust_entry(config: EngineConfig) -> tuple[str, ...]:
 def _python_entry(config: EngineConfig) -> tuple[str, ...]:
     """`vllm serve` fails where vLLM has no package metadata of that name, as CPU builds have."""
     words = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model)
-    # A line for each request, of which nobody would read any.
+    # A line for each request, of which none would ever be read.
     return (*words, "--disable-uvicorn-access-log")
 
 

@@ -5,7 +5,7 @@ where they would have to run in a fork of a program with threads.
 Invariants: the process is killed when the thread that started it ends, also by
 SIGKILL, and however early; nothing is imported from the package.
 Known limit: the signal reaches this process alone; its own children are the business
-of whoever ends the process group (processes.py).
+of what ends the process group (session.py).
 
 Usage: launch.py PARENT_PID COMMAND [ARGUMENT...]
 """

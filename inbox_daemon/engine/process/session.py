@@ -3,7 +3,7 @@
 Purpose: an engine is a tree of processes in a session of its own; this ends all of
 them, also those of a daemon that was killed before it could.
 Invariants: a process is known by session or group number, start time and boot, never
-by its name; a number that was given to somebody else since is left alone.
+by its name; a number that belongs to another process by now is left alone.
 Known limit: when the first process and all others of an old engine are gone, its
 number has gone to a new session's first process and that one has ended as well, what
 that session left behind would be taken for the engine's.  Numbers do not come round
@@ -70,7 +70,7 @@ def members(leader: Leader) -> list[int]:
         return []
     processes = [process for pid in _pids() if (process := _read(pid))]
     if any(found.pid == leader.pid and found.started != leader.started for found in processes):
-        return []  # a number is given anew only when the whole session has ended
+        return []  # a number is given again only when the whole session has ended
     return [
         found.pid
         for found in processes
@@ -137,7 +137,7 @@ def forget_record(path: Path) -> None:
 async def reap_orphans(path: Path) -> tuple[int, ...]:
     """End what is left of the engine that an earlier daemon noted; returns the pids it found.
 
-    Call it before the first start.  A record that cannot be read names nobody: a
+    Call it before the first start.  A record that cannot be read names no process: a
     daemon killed while writing it left an engine without any child yet, and that one
     its parent-death signal has ended.
     """

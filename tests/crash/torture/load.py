@@ -98,7 +98,7 @@ def send(job: Job, spool: Path) -> None:
 
 
 def is_answered(job: Job, spool: Path) -> bool:
-    """Say whether a job has come to its end, as its sender sees it."""
+    """Return whether a job has come to its end, as its sender sees it."""
     if job.kind is Kind.VALID:
         return (spool / "outbox" / job.name / "output.jsonl").exists()
     return (spool / "rejected" / f"{job.name}.reason.json").exists()

@@ -132,7 +132,7 @@ class MemoryEngine:
         self._on_change()
 
     async def lost(self, generation: int) -> bool:
-        """Say whether that engine is dead."""
+        """Return whether that engine is dead."""
         await asyncio.sleep(0)
         return generation != self._info.generation
 
