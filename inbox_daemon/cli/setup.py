@@ -34,7 +34,13 @@ def init(config: Path | None, spool: Path | None) -> list[str]:
     done = [f"the spool is ready: {place.root}"]
     if target.exists():
         return [*done, f"the configuration was left as it is: {target}"]
-    _write_config(target, default_config(spool=settings.spool if spool else None))
+    content = default_config(spool=settings.spool if spool else None)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_file(target, content)
+    except OSError as error:
+        msg = f"{target} cannot be written: {error.strerror}; name another one with --config"
+        raise ConfigError("config_unwritable", msg) from None
     return [
         *done,
         f"the configuration is there to be edited: {target}",
@@ -53,15 +59,6 @@ def default_config(spool: Path | None = None) -> bytes:
 def toml_string(text: str) -> str:
     """A TOML basic string: JSON's escapes are a subset of TOML's, which escapes DEL too."""
     return orjson.dumps(text).decode().replace("\x7f", "\\u007f")
-
-
-def _write_config(target: Path, content: bytes) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_file(target, content)
-    except OSError as error:
-        msg = f"{target} cannot be written: {error.strerror}; name another one with --config"
-        raise ConfigError("config_unwritable", msg) from None
 
 
 def schema_text(name: str | None) -> bytes:

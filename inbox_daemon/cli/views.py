@@ -83,21 +83,6 @@ def _known(spool: Spool) -> list[JobView]:
             closing(Ledger(spool.ledger, readonly=True)) as ledger,
         ):
             return [_view(record, ledger.progress(record.id), spool) for record in ledger.jobs()]
-    return _active(spool)
-
-
-def _view(record: JobRecord, progress: Progress, spool: Spool) -> JobView:
-    if record.finished_at is not None:
-        shown = read_status(spool.outbox / (record.outbox or record.name))
-        if shown is None or shown.id != record.id:
-            shown = job_documents.job_status(record, errors=record.failed > 0, retry=False)
-        return JobView(JobState.PUBLISHED, shown)
-    running = spool.input_path(record.id).exists()
-    state = JobState.RUNNING if running else JobState.QUEUED
-    return JobView(state, job_documents.active_status(record, progress, state))
-
-
-def _active(spool: Spool) -> list[JobView]:
     status = service_status(spool)
     views = []
     for job in status.jobs if status else []:
@@ -118,6 +103,17 @@ def _active(spool: Spool) -> list[JobView]:
         )
         views.append(JobView(JobState(job.state), document))
     return views
+
+
+def _view(record: JobRecord, progress: Progress, spool: Spool) -> JobView:
+    if record.finished_at is not None:
+        shown = read_status(spool.outbox / (record.outbox or record.name))
+        if shown is None or shown.id != record.id:
+            shown = job_documents.job_status(record, errors=record.failed > 0, retry=False)
+        return JobView(JobState.PUBLISHED, shown)
+    running = spool.input_path(record.id).exists()
+    state = JobState.RUNNING if running else JobState.QUEUED
+    return JobView(state, job_documents.active_status(record, progress, state))
 
 
 def _published(spool: Spool) -> list[JobView]:

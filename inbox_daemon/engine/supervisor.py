@@ -95,7 +95,13 @@ class Supervisor:
                 await self._attempt(self._clear_up())
                 await self._pause()
         finally:
-            await self._shut_down()
+            life, self._life, self._retry_at = self._life, None, None
+            try:
+                if life:
+                    await life.close()
+                await self._server.stop(self._timing.stop_grace_s)
+            finally:
+                self._become(replace(self._info, state=EngineState.STOPPED, pids=()))
 
     async def wait_ready(self) -> None:
         """Return as soon as the engine is ready."""
@@ -110,7 +116,17 @@ class Supervisor:
             return NoReply(NoReplyKind.CONNECTION, f"the engine is {self._info.state}")
         reply = await life.client.post(url, body, request_id, timeout_s)
         if isinstance(reply, Reply) and reply.status == _NOT_FOUND and life.substitutable:
-            return await self._not_found(life, url, reply)
+            # Distinguish a path that this form of the server lacks from an answer of the engine.
+            served = await life.client.serves(url)
+            if life.over.done():
+                return NoReply(NoReplyKind.CONNECTION, "the engine ended meanwhile")
+            if served:
+                return reply
+            self._server.substitute()
+            self._end(life, f"this form of the server has no {url}; it is replaced by the other")
+            return NoReply(
+                NoReplyKind.CONNECTION, f"the server, which has no {url}, is being replaced"
+            )
         return reply
 
     async def lost(self, generation: int) -> bool:
@@ -193,17 +209,6 @@ class Supervisor:
         log.info("engine_ready", extra={"models": models.names, "version": version})
         return await life.watch()
 
-    async def _not_found(self, life: Life, url: str, reply: Reply) -> Reply | NoReply:
-        """Distinguish a path that this form of the server lacks from an answer of the engine."""
-        served = await life.client.serves(url)
-        if life.over.done():
-            return NoReply(NoReplyKind.CONNECTION, "the engine ended meanwhile")
-        if served:
-            return reply
-        self._server.substitute()
-        self._end(life, f"this form of the server has no {url}; it is replaced by the other")
-        return NoReply(NoReplyKind.CONNECTION, f"the server, which has no {url}, is being replaced")
-
     # Its end.
 
     def _end(self, life: Life, reason: str) -> None:
@@ -250,15 +255,6 @@ class Supervisor:
         # The exponent stays small, as the power of a large one is no float any more.
         doubled = self._timing.backoff_s * 2.0 ** min(self._failures - 1, 20)
         return min(self._timing.backoff_max_s, doubled)
-
-    async def _shut_down(self) -> None:
-        life, self._life, self._retry_at = self._life, None, None
-        try:
-            if life:
-                await life.close()
-            await self._server.stop(self._timing.stop_grace_s)
-        finally:
-            self._become(replace(self._info, state=EngineState.STOPPED, pids=()))
 
     def _become(self, info: EngineInfo) -> None:
         if info.state is not self._info.state:

@@ -108,14 +108,19 @@ class WindowController:
         flight says nothing of our window, and changes nothing.
         """
         if in_flight <= 0 and finished_since <= 0:
-            self._rest(load, now)
+            # Keep what was found; the next work finds an engine that is cold, or others' by now.
+            self._preempted(_figure(load.preemptions))
+            self._recent.extend([0] * PEAK_READINGS)
+            self._hungry = self._excessive = self._finished = 0
+            self._at = now
             return self._window
         self._measure(finished_since, now)
         reading = self._sane(load, max(0, in_flight), finished_since, limited=limited)
         if reading is None:
             return self._window
         self._recent.append(reading.running)
-        excessive = self._is_excessive(reading)
+        waiting = reading.waiting > EXCESS * self._reserve()
+        excessive = waiting and reading.used and not reading.rising
         # Too many and too few one after the other is nonsense, and no reason to grow.
         growing = reading.hungry and not self._excessive
         self._hungry = self._hungry + 1 if growing else 0
@@ -124,18 +129,6 @@ class WindowController:
         low, high = self._bounds
         self._window = max(low, min(high, self._next(reading)))
         return self._window
-
-    def _rest(self, load: Load, now: float) -> None:
-        """Keep what was found; the next work finds an engine that is cold, or others' by now."""
-        self._preempted(_figure(load.preemptions))
-        self._recent.extend([0] * PEAK_READINGS)
-        self._hungry = self._excessive = self._finished = 0
-        self._at = now
-
-    def _is_excessive(self, reading: _Reading) -> bool:
-        """Return whether too many wait because of the window, and not because prompts are read."""
-        waiting = reading.waiting > EXCESS * self._reserve()
-        return waiting and reading.used and not reading.rising
 
     def _measure(self, finished: int, now: float) -> None:
         self._finished += finished
@@ -202,7 +195,11 @@ class WindowController:
             less = int(0.95 * min(self._window, target))
             return min(self._window, max(less, reading.running // 2))
         if self._excessive >= EXCESS_READINGS:
-            return self._shrunk(reading, target)
+            self._saturated = True
+            goal = target + self._reserve() // 2
+            # From further off a larger share of the way, to be quick from a cold start.
+            share = 2 if reading.waiting > 2 * EXCESS * self._reserve() else 4
+            return min(self._window, goal + max(0, self._window - goal) // share)
         grown = self._grown(reading, target) if self._hungry else self._window
         lacking = reading.limited and reading.waiting < self._reserve()
         return max(grown, target) if lacking and not self._careful else grown
@@ -221,13 +218,6 @@ class WindowController:
             ramp = reading.in_flight + RAMP_READINGS * reading.intake + self._reserve()
             return max(self._window, min(grown, ramp))
         return grown
-
-    def _shrunk(self, reading: _Reading, target: int) -> int:
-        self._saturated = True
-        goal = target + self._reserve() // 2
-        # From further off a larger share of the way, to be quick from a cold start.
-        share = 2 if reading.waiting > 2 * EXCESS * self._reserve() else 4
-        return min(self._window, goal + max(0, self._window - goal) // share)
 
     def _reserve(self) -> int:
         of_running = RESERVE_SHARE * max(self._recent)

@@ -117,15 +117,30 @@ class Governor:
         if sample is None:
             self._allowance, self._crowded = OPEN, None
         else:
-            self._read_heat(sample)
+            reasons = (_SLOWED_FOR.get(reason, "") for reason in sample.throttle_reasons)
+            throttled = next(filter(None, reasons), "")
+            self._allowance = self._thermal.update(sample.temperature_c, throttled=throttled)
             self._read_memory(sample)
-            self._read_silence(sample)
-        return self._changed()
-
-    def _read_heat(self, sample: GpuSample) -> None:
-        reasons = (_SLOWED_FOR.get(reason, "") for reason in sample.throttle_reasons)
-        throttled = next(filter(None, reasons), "")
-        self._allowance = self._thermal.update(sample.temperature_c, throttled=throttled)
+            self._has_answered = self._has_answered or sample.healthy
+            lost = self._kind.computes_here and self._has_answered and not sample.healthy
+            if self._silence.update(on=lost):
+                what = f"the GPU does not answer ({sample.problem})"
+                if sample.healthy:
+                    what = "the GPU answers again, and is watched for a moment"
+                elif sample.problem is None:
+                    what = "the GPU does not answer"
+                self._allowance = Allowance(
+                    GovernorState.CLOSED,
+                    0.0,
+                    f"{what}: nothing is sent until it does so steadily",
+                    "loss",
+                )
+        told = self.state, self._allowance.cause, self.chunk_size
+        if told == self._told:
+            return None
+        before, self._told = self._told[0], told
+        words = "; ".join(self.reasons) or "all of the window is used"
+        return Change(self.state, before, words, self.chunk_size)
 
     def _read_memory(self, sample: GpuSample) -> None:
         others = sample.others_percent if self._kind.owned else None
@@ -137,31 +152,6 @@ class Governor:
                 f"others use {others:.0f} % of the GPU's memory: a chunk holds "
                 f"{self.chunk_size} requests"
             )
-
-    def _read_silence(self, sample: GpuSample) -> None:
-        self._has_answered = self._has_answered or sample.healthy
-        lost = self._kind.computes_here and self._has_answered and not sample.healthy
-        if self._silence.update(on=lost):
-            self._allowance = _silent(sample)
-
-    def _changed(self) -> Change | None:
-        told = self.state, self._allowance.cause, self.chunk_size
-        if told == self._told:
-            return None
-        before, self._told = self._told[0], told
-        words = "; ".join(self.reasons) or "all of the window is used"
-        return Change(self.state, before, words, self.chunk_size)
-
-
-def _silent(sample: GpuSample) -> Allowance:
-    what = f"the GPU does not answer ({sample.problem})"
-    if sample.healthy:
-        what = "the GPU answers again, and is watched for a moment"
-    elif sample.problem is None:
-        what = "the GPU does not answer"
-    return Allowance(
-        GovernorState.CLOSED, 0.0, f"{what}: nothing is sent until it does so steadily", "loss"
-    )
 
 
 # From "Adaptive chunks" in DESIGN.md: below this share of the memory, this many.

@@ -86,9 +86,22 @@ class ThermalGovernor:
         slowed = self._slowing.update(on=bool(throttled))
         self._read(temperature_c)
         if self._gate is GovernorState.CLOSED:
-            return self._close()
+            what = f"is at {self._celsius:g} °C"
+            if self._missing:
+                what = "was hot and its temperature cannot be read"
+            until = f"nothing is sent until it is below {self._resume_c:g} °C"
+            return Allowance(GovernorState.CLOSED, 0.0, f"the GPU {what}: {until}", "heat")
         if self._gate is GovernorState.SHRINK:
-            return self._shrink(slowed=slowed)
+            share = (self._celsius - self._warn_c) / (self._stop_c - self._warn_c)
+            factor = min(1.0 - share * (1.0 - COOLEST_FACTOR), WARMEST_FACTOR)
+            what = f"the GPU is at {self._celsius:g} °C, and above {self._warn_c:g} °C it is spared"
+            if not slowed:
+                return Allowance(GovernorState.SHRINK, factor, _share_words(what, factor), "heat")
+            factor = min(factor, THROTTLED_FACTOR)
+            what = f"{what}; it slows itself down for {self._slowed_for}"
+            return Allowance(
+                GovernorState.SHRINK, factor, _share_words(what, factor), "heat and throttling"
+            )
         return _slowed(self._slowed_for) if slowed else OPEN
 
     def _read(self, temperature_c: float | None) -> None:
@@ -111,25 +124,6 @@ class ThermalGovernor:
         ):
             return GovernorState.SHRINK
         return GovernorState.OPEN
-
-    def _close(self) -> Allowance:
-        what = f"is at {self._celsius:g} °C"
-        if self._missing:
-            what = "was hot and its temperature cannot be read"
-        until = f"nothing is sent until it is below {self._resume_c:g} °C"
-        return Allowance(GovernorState.CLOSED, 0.0, f"the GPU {what}: {until}", "heat")
-
-    def _shrink(self, *, slowed: bool) -> Allowance:
-        share = (self._celsius - self._warn_c) / (self._stop_c - self._warn_c)
-        factor = min(1.0 - share * (1.0 - COOLEST_FACTOR), WARMEST_FACTOR)
-        what = f"the GPU is at {self._celsius:g} °C, and above {self._warn_c:g} °C it is spared"
-        if not slowed:
-            return Allowance(GovernorState.SHRINK, factor, _share_words(what, factor), "heat")
-        factor = min(factor, THROTTLED_FACTOR)
-        what = f"{what}; it slows itself down for {self._slowed_for}"
-        return Allowance(
-            GovernorState.SHRINK, factor, _share_words(what, factor), "heat and throttling"
-        )
 
 
 def _slowed(what_for: str) -> Allowance:

@@ -118,7 +118,11 @@ class NvmlGpu:
             self._busy.release()
 
     def _read(self, our_pids: frozenset[int]) -> GpuSample | None:
-        nvml = self._module()
+        if self._nvml is None:
+            import pynvml  # noqa: PLC0415 - most of start-up's imports, and often for nothing
+
+            self._nvml = pynvml
+        nvml = self._nvml
         try:
             self._open(nvml)
             return _Card(nvml, self._handle).read(self._name or "", our_pids)
@@ -129,13 +133,6 @@ class NvmlGpu:
         except nvml.NVMLError as error:
             self._reset()
             return self._sick(f"NVML says: {error}")
-
-    def _module(self) -> ModuleType:
-        if self._nvml is None:
-            import pynvml  # noqa: PLC0415 - most of start-up's imports, and often for nothing
-
-            self._nvml = pynvml
-        return self._nvml
 
     def _open(self, nvml: ModuleType) -> None:
         if self._handle is not None:
@@ -186,7 +183,12 @@ class _Card:
 
     def read(self, name: str, our_pids: frozenset[int]) -> GpuSample:
         used, total = self._memory()
-        ours = self._memory_of(our_pids)
+        computing = self._ask("nvmlDeviceGetComputeRunningProcesses") or []
+        drawing = self._ask("nvmlDeviceGetGraphicsRunningProcesses") or []
+        # A process that computes and draws is in both lists, with one figure.
+        held = {one.pid: one.usedGpuMemory for one in (*drawing, *computing) if one.pid in our_pids}
+        known: list[int] = [figure for figure in held.values() if figure is not None]
+        ours = None if len(known) < len(held) or (our_pids and not held) else sum(known)
         utilization = self._ask("nvmlDeviceGetUtilizationRates")
         temperature = self._ask("nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU)
         return GpuSample(
@@ -248,15 +250,6 @@ class _Card:
             else:
                 return info.used, info.total
         return None, None
-
-    def _memory_of(self, pids: frozenset[int]) -> int | None:
-        """Return the bytes that these processes use; None when NVML does not show them."""
-        computing = self._ask("nvmlDeviceGetComputeRunningProcesses") or []
-        drawing = self._ask("nvmlDeviceGetGraphicsRunningProcesses") or []
-        # A process that computes and draws is in both lists, with one figure.
-        held = {one.pid: one.usedGpuMemory for one in (*drawing, *computing) if one.pid in pids}
-        known: list[int] = [figure for figure in held.values() if figure is not None]
-        return None if len(known) < len(held) or (pids and not held) else sum(known)
 
     def _throttle_reasons(self) -> tuple[str, ...]:
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")

@@ -279,7 +279,13 @@ class Admission:
             case Accept():
                 return Answer(queued=self._accept(decision))
             case Redelivered(claim, known):
-                return self._answer_redelivery(claim, known)
+                collected = self.spool.published_as(known.id, known.name) is None
+                if known.finished_at is not None and collected:
+                    status = job_documents.redelivered_status(known, time.time())
+                    self.spool.put_notice(known.name, job_documents.pretty(status))
+                stuck = self._take_away(claim)
+                self.spool.discard_claim(claim.job_id)
+                return Answer(wait=stuck) if stuck else Answer(redelivered=known)
             case Hold(claim, signature, requests, why):
                 self._held[claim.priority, claim.name] = signature, requests
                 self.spool.discard_claim(claim.job_id)
@@ -313,15 +319,6 @@ class Admission:
         self.spool.clear_notice(claim.job)
         self._take_away(claim)
         return record
-
-    def _answer_redelivery(self, claim: Claim, known: JobRecord) -> Answer:
-        collected = self.spool.published_as(known.id, known.name) is None
-        if known.finished_at is not None and collected:
-            status = job_documents.redelivered_status(known, time.time())
-            self.spool.put_notice(known.name, job_documents.pretty(status))
-        stuck = self._take_away(claim)
-        self.spool.discard_claim(claim.job_id)
-        return Answer(wait=stuck) if stuck else Answer(redelivered=known)
 
     def _take_away(self, claim: Claim) -> Wait | None:
         """Remove an answered drop with its sidecars; return why it stays, if it cannot be."""

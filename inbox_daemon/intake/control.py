@@ -81,24 +81,24 @@ class Controller:
             return command.fault
         match command.order:
             case Order.CANCEL:
-                return await self._cancel(command)
+                name = command.job
+                jobs = [
+                    e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}
+                ]
+                for job in jobs:
+                    await self.queue.end(job.id, DeadReason.CANCELLED)
+                if jobs or name == ALL:
+                    return None
+                last = await asyncio.to_thread(self._ended_since, command)
+                done = last is not None and last.ending is DeadReason.CANCELLED
+                return None if done else _unknown(name)
             case Order.PAUSE | Order.RESUME:
                 return await self._pause(command, paused=command.order is Order.PAUSE)
             case Order.REDRIVE:
                 return await self._redrive(command, note)
             case Order.PURGE:
-                return await self._purge(command)
-
-    async def _cancel(self, command: Command) -> Fault | None:
-        name = command.job
-        jobs = [e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}]
-        for job in jobs:
-            await self.queue.end(job.id, DeadReason.CANCELLED)
-        if jobs or name == ALL:
-            return None
-        last = await asyncio.to_thread(self._ended_since, command)
-        done = last is not None and last.ending is DeadReason.CANCELLED
-        return None if done else _unknown(name)
+                await asyncio.to_thread(self.redriver.purge, command.job, command.reason)
+                return None
 
     def _ended_since(self, command: Command) -> JobRecord | None:
         """The job that an order meant, if it has ended since: then a crash repeats the order."""
@@ -130,10 +130,6 @@ class Controller:
             note(answer)
             if answer.rejected is not None:
                 return answer.rejected.faults[0]
-        return None
-
-    async def _purge(self, command: Command) -> Fault | None:
-        await asyncio.to_thread(self.redriver.purge, command.job, command.reason)
         return None
 
 

@@ -211,9 +211,14 @@ class Intake:
         else:
             wait = gate.check_entry(entry) or self._hold()
             if wait is None:
-                wait = await self._take(entry, lane, settled=settled)
+                answer = await asyncio.to_thread(
+                    self.admission.answer, entry, lane, settled=settled
+                )
+                self._note(answer)
+                wait = answer.wait
         if wait is None:
-            self._forget_waiting(entry.name)
+            # Show no longer as waiting what was just answered; the scan may go on for long.
+            self.waiting = [drop for drop in self.waiting if drop.name != escape(entry.name)]
         if wait is None or wait.overdue is None or quiet_s < self.config.intake.incomplete_s:
             return wait
         if await asyncio.to_thread(gate.is_being_written, self.spool, entry, lane):
@@ -234,10 +239,6 @@ class Intake:
         self._note(answer)
         return answer.wait
 
-    def _forget_waiting(self, name: str) -> None:
-        """Show no longer as waiting what was just answered; the scan may go on for long."""
-        self.waiting = [drop for drop in self.waiting if drop.name != escape(name)]
-
     def _hold(self) -> Wait | None:
         """Leave everything where it is while there is no room for it."""
         if self.paused:
@@ -247,20 +248,12 @@ class Intake:
             return Wait(full.message) if full else None
         return None
 
-    async def _take(self, entry: DirEntry, lane: Priority, *, settled: bool) -> Wait | None:
-        answer = await asyncio.to_thread(self.admission.answer, entry, lane, settled=settled)
-        self._note(answer)
-        return answer.wait
-
     async def _order(self, entry: DirEntry, lane: Priority, *, settled: bool) -> Wait | None:
         if not settled:
             return Wait("it has just arrived")
         if self._obeyed.get((lane, entry.name)) == entry.signature:
             return Wait("it was obeyed but cannot be taken away; remove it")
-        return await self._obey(entry, lane)
-
-    async def _obey(self, entry: DirEntry, lane: Priority) -> Wait | None:
-        """Carry out a control file, or refuse it with the reason."""
+        # Carry out a control file, or refuse it with the reason.
         command = control.read(self.spool, entry, lane)
         if isinstance(command, Wait):
             return command

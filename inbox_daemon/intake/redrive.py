@@ -96,12 +96,11 @@ class Redriver:
         base = job.split(".redrive-", maxsplit=1)[0][:_MAX_BASE]
         taken = {record.name for record in self.ledger.jobs()}
         number = 1
-        while f"{base}.redrive-{number}" in taken or self._shown(f"{base}.redrive-{number}"):
+        while f"{base}.redrive-{number}" in taken or (
+            (self.spool.outbox / (f"{base}.redrive-{number}")).exists()
+        ):
             number += 1
         return f"{base}.redrive-{number}"
-
-    def _shown(self, name: str) -> bool:
-        return (self.spool.outbox / name).exists()
 
 
 def _matches(letter: DeadLetter, job: str, reason: DeadReason | None) -> bool:

@@ -115,7 +115,11 @@ class Watcher:
             return False
         before = self._problem
         self._build()
-        self._tell(before, silent)
+        # A rebuild is tried at each scan, so only what is new is worth a line.
+        if self._problem is None:
+            log.info("watch_renewed", extra={"reason": silent})
+        elif self._problem != before:
+            log.warning("watch_lost", extra={"reason": self._problem})
         return True
 
     def close(self) -> None:
@@ -124,7 +128,11 @@ class Watcher:
         self._watched = {}
         self._problem = "the watcher is closed; drops are found by the regular scan"
         if observer is not None:
-            _stop(observer)
+            try:
+                observer.stop()
+                observer.join()
+            except (OSError, RuntimeError) as error:  # it never started, or ended half-way
+                log.debug("watch_stop_failed", extra={"reason": str(error)})
 
     def _silence(self, seen: Mapping[Path, Identity | None]) -> str | None:
         if self._observer is None:
@@ -135,13 +143,6 @@ class Watcher:
         if not all(thread.is_alive() for thread in threads_of(self._observer)):
             return "a thread of the watcher has ended"
         return self._problem
-
-    def _tell(self, before: str | None, silent: str) -> None:
-        # A rebuild is tried at each scan, so only what is new is worth a line.
-        if self._problem is None:
-            log.info("watch_renewed", extra={"reason": silent})
-        elif self._problem != before:
-            log.warning("watch_lost", extra={"reason": self._problem})
 
     def _build(self) -> None:
         self.close()
@@ -193,11 +194,3 @@ def _look(folder: Path) -> Identity | None:
     except OSError:
         return None
     return Identity(status.st_dev, status.st_ino)
-
-
-def _stop(observer: BaseObserver) -> None:
-    try:
-        observer.stop()
-        observer.join()
-    except (OSError, RuntimeError) as error:  # it never started, or ended half-way
-        log.debug("watch_stop_failed", extra={"reason": str(error)})

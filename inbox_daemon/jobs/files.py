@@ -32,7 +32,16 @@ class InputFile:
         """
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._size = os.fstat(self._fd).st_size
-        self.lines, self._starts = _index(self._fd)
+        lines, starts = array("I"), array("Q")
+        offset = 0
+        with os.fdopen(os.dup(self._fd), "rb", buffering=_READ_BYTES) as file:
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                if not line.isspace():
+                    lines.append(number)
+                    starts.append(offset)
+                offset += len(line)
+        self.lines, self._starts = lines, starts
         if len(self.lines) != requests:
             self.close()
             msg = f"{path} has {len(self.lines)} requests where {requests} were accepted"
@@ -79,44 +88,24 @@ class InputFile:
         """A request's line, without its newline, cut at `limit` bytes."""
         size = self.size_of(ordinal)
         wanted = size if limit is None else min(size, limit)
-        return _read_line(self._fd, self._starts[ordinal], wanted)
+        # The line that starts at an offset, without its newline, cut at `limit` bytes.
+        start = self._starts[ordinal]
+        data = os.pread(self._fd, min(_GUESS_BYTES, wanted), start)
+        end = data.find(b"\n")
+        while end < 0 and len(data) < wanted:
+            more = os.pread(self._fd, min(len(data), wanted - len(data)), start + len(data))
+            if not more:
+                return data
+            end = more.find(b"\n")
+            end = end + len(data) if end >= 0 else end
+            data += more
+        return data if end < 0 else data[:end]
 
     def close(self) -> None:
         """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _index(fd: int) -> tuple["array[int]", "array[int]"]:
-    """Where the requests of an open file are: line numbers and byte offsets.
-
-    Lines of white space are no requests.  Holds one line at a time.
-    """
-    lines, starts = array("I"), array("Q")
-    offset = 0
-    with os.fdopen(os.dup(fd), "rb", buffering=_READ_BYTES) as file:
-        file.seek(0)
-        for number, line in enumerate(file, 1):
-            if not line.isspace():
-                lines.append(number)
-                starts.append(offset)
-            offset += len(line)
-    return lines, starts
-
-
-def _read_line(fd: int, start: int, limit: int) -> bytes:
-    """The line that starts at an offset, without its newline, cut at `limit` bytes."""
-    data = os.pread(fd, min(_GUESS_BYTES, limit), start)
-    end = data.find(b"\n")
-    while end < 0 and len(data) < limit:
-        more = os.pread(fd, min(len(data), limit - len(data)), start + len(data))
-        if not more:
-            return data
-        end = more.find(b"\n")
-        end = end + len(data) if end >= 0 else end
-        data += more
-    return data if end < 0 else data[:end]
 
 
 class ResultsFile:

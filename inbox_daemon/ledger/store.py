@@ -82,7 +82,12 @@ class Store:
         self._open(readonly=readonly)
         try:
             if not readonly and not known:
-                self._mark()
+                with self._write() as txn:
+                    txn.put(
+                        b"version", b"%d" % LEDGER_VERSION, db=self._db["meta"], overwrite=False
+                    )
+                durable.write_file(self._folder / MARKER, orjson.dumps({"version": LEDGER_VERSION}))
+                durable.sync_dir(self._folder)
             self._upgrade(self._version(), readonly=readonly)
         except LedgerError:
             self._env.close()
@@ -110,12 +115,6 @@ class Store:
         except lmdb.Error as error:
             msg = f"the ledger in {self._folder} cannot be opened: {error}"
             raise LedgerError("ledger_unreadable", msg) from None
-
-    def _mark(self) -> None:
-        with self._write() as txn:
-            txn.put(b"version", b"%d" % LEDGER_VERSION, db=self._db["meta"], overwrite=False)
-        durable.write_file(self._folder / MARKER, orjson.dumps({"version": LEDGER_VERSION}))
-        durable.sync_dir(self._folder)
 
     def _version(self) -> int:
         with self._read() as txn:
@@ -176,21 +175,18 @@ class Store:
     @contextmanager
     def _write(self, expected_bytes: int = 0) -> Iterator[lmdb.Transaction]:
         with self._lock:
-            self._grow(expected_bytes)
+            # Keep twice the room that the next transaction may take.
+            info = self._env.info()
+            used = (info["last_pgno"] + 1) * self._env.stat()["psize"]
+            needed = 2 * (used + 2 * expected_bytes) + _SPARE_BYTES
+            if needed > info["map_size"]:
+                self._env.set_mapsize(max(2 * info["map_size"], 2 * needed))
             try:
                 with self._env.begin(write=True) as txn:
                     yield txn
             except lmdb.Error as error:
                 msg = f"the ledger cannot be written: {error}; free some disk space"
                 raise LedgerError("ledger_write_failed", msg) from error
-
-    def _grow(self, expected_bytes: int) -> None:
-        """Keep twice the room that the next transaction may take."""
-        info = self._env.info()
-        used = (info["last_pgno"] + 1) * self._env.stat()["psize"]
-        needed = 2 * (used + 2 * expected_bytes) + _SPARE_BYTES
-        if needed > info["map_size"]:
-            self._env.set_mapsize(max(2 * info["map_size"], 2 * needed))
 
     # -- rows -----------------------------------------------------------------------
 

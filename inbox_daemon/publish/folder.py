@@ -87,7 +87,19 @@ def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
     durable.remove_tree(folder)
     durable.make_dir(folder)
     with _Writer(folder) as files:
-        _copy_lines(record, spool, ledger, files)
+        # Walk input and ledger side by side: each request must meet its own outcome.
+        entries = ledger.all_entries(record.id)
+        results = os.open(spool.results_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with InputFile(spool.input_path(record.id), record.requests) as source:
+                for ordinal, line in enumerate(source.lines):
+                    found, entry = next(entries, (0, None))
+                    if entry is None or found != line:
+                        msg = f"line {line} of job {record.name} has no outcome; this is a bug"
+                        raise LedgerError("outcome_missing", msg)
+                    _copy_line(entry, results, source, ordinal, files)
+        finally:
+            os.close(results)
         record = _finished(record, ledger)
         _check_counts(record, files)
         files.close()
@@ -137,22 +149,6 @@ class _Writer:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-
-
-def _copy_lines(record: JobRecord, spool: Spool, ledger: Ledger, files: _Writer) -> None:
-    """Walk input and ledger side by side: each request must meet its own outcome."""
-    entries = ledger.all_entries(record.id)
-    results = os.open(spool.results_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with InputFile(spool.input_path(record.id), record.requests) as source:
-            for ordinal, line in enumerate(source.lines):
-                found, entry = next(entries, (0, None))
-                if entry is None or found != line:
-                    msg = f"line {line} of job {record.name} has no outcome; this is a bug"
-                    raise LedgerError("outcome_missing", msg)
-                _copy_line(entry, results, source, ordinal, files)
-    finally:
-        os.close(results)
 
 
 def _copy_line(

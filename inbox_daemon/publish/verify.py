@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
 
@@ -70,7 +69,11 @@ def verify_published(folder: Path, status: JobStatus, record: JobRecord | None) 
         if found != promised:
             proof.add(f"status.json counts {promised} {what} and there are {found}")
     for lines, name in ((outputs, OUTPUT), (errors, ERRORS)):
-        _check_order(lines, name, proof)
+        for (before, _), (line, _) in pairwise(lines):
+            if line == before:
+                proof.add(f"{name} has the outcome of input line {line} twice")
+            elif line < before:
+                proof.add(f"{name} is not in input order: line {line} comes after line {before}")
     _check_digest(sorted(outputs + errors, key=_line), record, proof)
     if not proof.faults:
         proof.summary = (
@@ -105,14 +108,6 @@ def _read_lines(path: Path, proof: Proof) -> Iterator[tuple[int, str | None]]:
                     proof.add(f"{path.name} line {number} is no output line")
     except OSError as error:
         proof.add(f"{path.name} cannot be read: {error.strerror}")
-
-
-def _check_order(lines: list[tuple[int, str | None]], name: str, proof: Proof) -> None:
-    for (before, _), (line, _) in pairwise(lines):
-        if line == before:
-            proof.add(f"{name} has the outcome of input line {line} twice")
-        elif line < before:
-            proof.add(f"{name} is not in input order: line {line} comes after line {before}")
 
 
 def _check_digest(
@@ -171,7 +166,7 @@ def _check_outcomes(
     except DamagedJobError as error:
         proof.add(error.message)
         return
-    with source, _open_or_empty(results) as file:
+    with source, results.open("rb") if results.exists() else Path(os.devnull).open("rb") as file:
         for ordinal, line in enumerate(source.lines):
             entry = entries.pop(line, None)
             if entry is not None:
@@ -192,8 +187,3 @@ def _check_outcome(line: int, written: bytes, asked: bytes, proof: Proof) -> Non
         proof.add(f"line {line} has the outcome of line {number}")
     elif custom_id is not None and custom_id != custom_id_of(asked):
         proof.add(f"line {line} has the outcome of another custom_id")
-
-
-def _open_or_empty(path: Path) -> BinaryIO:
-    """results.part, which a job that has just started does not have yet."""
-    return path.open("rb") if path.exists() else Path(os.devnull).open("rb")

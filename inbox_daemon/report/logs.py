@@ -74,8 +74,8 @@ class TextFormatter(logging.Formatter):
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         fields = " ".join(f"{key}={to_json(value)}" for key, value in fields_of(record).items())
         line = f"{moment} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
-        lines = [line, *self._trace(record)]
+        lines = [
+            line,
+            *(self.formatException(record.exc_info).splitlines() if record.exc_info else []),
+        ]
         return "\n".join(printable(line) for line in lines)
-
-    def _trace(self, record: logging.LogRecord) -> list[str]:
-        return self.formatException(record.exc_info).splitlines() if record.exc_info else []

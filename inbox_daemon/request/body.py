@@ -132,7 +132,15 @@ def check_unsettled(
     whole = _Body(url, body, size, rules)
     for name in names:
         if name in body:
-            _check_parameter(whole, name, body[name])
+            value = body[name]
+            kind = PARAMETERS[whole.url].get(name)
+            if kind is None:
+                _check_refused(whole, name, value)
+            elif kind in _TYPES:
+                if type(value) not in _TYPES[kind]:
+                    raise wrong(f"body.{name}", _WORDS[kind])
+            else:
+                _CHECKS[kind](whole, f"body.{name}", value)
         else:
             _check_needed(url, body)
 
@@ -142,17 +150,6 @@ def _check_needed(url: str, body: dict[str, Any]) -> None:
         ways = " or ".join(" and ".join(sorted(names)) for names in NEEDED[url])
         message = f"a body for {url} must have {ways}"
         raise LineFaultError("invalid_request", message, f"body.{min(NEEDED[url][0])}")
-
-
-def _check_parameter(body: _Body, key: str, value: object) -> None:
-    kind = PARAMETERS[body.url].get(key)
-    if kind is None:
-        _check_refused(body, key, value)
-    elif kind in _TYPES:
-        if type(value) not in _TYPES[kind]:
-            raise wrong(f"body.{key}", _WORDS[kind])
-    else:
-        _CHECKS[kind](body, f"body.{key}", value)
 
 
 def _check_refused(body: _Body, key: str, value: object) -> None:

@@ -42,17 +42,15 @@ def are_plain(messages: object) -> bool:
     try:
         for message in messages:
             content = message["content"]
-            if type(content) is not str and not _are_texts(content):
+            if type(content) is not str and not (
+                type(content) is list and all(map(_is_text, content))
+            ):
                 return False
             if len(message) != 2 or type(message["role"]) is not str:  # noqa: PLR2004 - these two
                 return False
     except (KeyError, TypeError):  # it has no such key, or is no object
         return False
     return True
-
-
-def _are_texts(content: object) -> bool:
-    return type(content) is list and all(map(_is_text, content))
 
 
 class Contents:

@@ -118,12 +118,10 @@ def check_structured(path: str, value: object, size: int, rules: BodyConfig) -> 
         except orjson.JSONDecodeError:
             raise wrong(f"{path}.json", "a JSON schema, as an object or as its text") from None
     choice = value.get("choice")
-    if choice is not None and not _are_texts(choice):
+    if choice is not None and not (
+        isinstance(choice, list) and all(isinstance(text, str) for text in choice)
+    ):
         raise wrong(f"{path}.choice", "a list of strings")
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def check_schema(path: str, value: object, size: int, rules: BodyConfig) -> None:
@@ -134,18 +132,16 @@ def check_schema(path: str, value: object, size: int, rules: BodyConfig) -> None
     depth = (rules.max_schema_depth, "max_schema_depth")
     for node in _nodes(path, value, depth, _HOLDERS):
         if isinstance(node, dict) and not _CHECKED_KEYS.isdisjoint(node):
-            _check_node(path, node)
-
-
-def _check_node(path: str, node: dict[str, Any]) -> None:
-    reference, pattern = node.get("$ref"), node.get("pattern")
-    if isinstance(reference, str) and not reference.startswith("#"):
-        raise never(path, "a $ref may point into the schema itself alone, as #/$defs/NAME does")
-    if isinstance(pattern, str):
-        _check_pattern(path, pattern)
-    named = node.get("patternProperties")
-    for name in named if isinstance(named, dict) else ():
-        _check_pattern(path, name)
+            reference, pattern = node.get("$ref"), node.get("pattern")
+            if isinstance(reference, str) and not reference.startswith("#"):
+                raise never(
+                    path, "a $ref may point into the schema itself alone, as #/$defs/NAME does"
+                )
+            if isinstance(pattern, str):
+                _check_pattern(path, pattern)
+            named = node.get("patternProperties")
+            for name in named if isinstance(named, dict) else ():
+                _check_pattern(path, name)
 
 
 def _check_pattern(path: str, pattern: str) -> None:

@@ -116,7 +116,8 @@ def validate_lines(
             continue
         found.requests += 1
         if found.requests > most:
-            found.fatal = _too_many(limits)
+            message = f"the file has more than {limits.max_requests_per_job} requests; split it"
+            found.fatal = Fault(code="too_many_requests", message=message)
             break
         fault: Fault | None = None
         try:
@@ -142,11 +143,6 @@ def _note(found: Validation, fault: Fault) -> None:
     found.faults += 1
     if len(found.listed) < limit_rules.MAX_LISTED_FAULTS:
         found.listed.append(fault)
-
-
-def _too_many(limits: LimitsConfig) -> Fault:
-    message = f"the file has more than {limits.max_requests_per_job} requests; split it"
-    return Fault(code="too_many_requests", message=message)
 
 
 class _Checker:
@@ -187,7 +183,11 @@ class _Checker:
             raise LineFaultError("line_too_long", message)
         custom_id, url, body = check_line(line, self._limits)
         # Of a long one, which may take 2 KB, its hash does as well.
-        short = custom_id if len(custom_id) <= _SHORT_ID else _hash(custom_id)
+        short = (
+            custom_id
+            if len(custom_id) <= _SHORT_ID
+            else hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
+        )
         first = self._custom_ids.setdefault(short, number)
         if first != number:
             raise _duplicate(first)
@@ -208,10 +208,6 @@ class _Checker:
                 message = "the lines name different models; send one file for each"
                 raise LineFaultError("mixed_models", message, "body.model")
         self._named = named
-
-
-def _hash(custom_id: str) -> bytes:
-    return hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
 
 
 def _duplicate(first: int) -> LineFaultError:

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 
 from inbox_daemon.contract.config import RunConfig
-from inbox_daemon.engine.base import Reply
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.line import output_line
 from inbox_daemon.run import dead_letters
@@ -62,24 +61,22 @@ class Arrivals:
         if verdict.action is Action.HOLD:
             self._hold(flight, verdict)
         elif verdict.action is Action.RESULT and arrival.reply is not None:
-            self._succeed(flight, verdict, arrival.reply)
+            reply = arrival.reply
+            job_id, custom_id = flight.run.record.id, flight.custom_id
+            line = output_line(
+                job_id, flight.line, custom_id, reply.status, reply.request_id, reply.body
+            )
+            flight.run.succeed(flight.ordinal, line, verdict.tokens)
+            self.results += 1
+            # A request that was sent before a refusal proves nothing about what came after.
+            self._suspects.succeeded(flight.launched_at)
+            self._served_at = max(self._served_at, flight.launched_at)
+            if flight.launched_at >= self.hold_until:
+                self.problem, self._refusals_in_a_row = None, 0
         elif verdict.action is Action.DEAD:
             self._letters.set_aside_tried(flight.run, flight.ordinal, verdict, time.time())
         else:
             self._fail(flight, verdict)
-
-    def _succeed(self, flight: Flight, verdict: Verdict, reply: Reply) -> None:
-        job_id, custom_id = flight.run.record.id, flight.custom_id
-        line = output_line(
-            job_id, flight.line, custom_id, reply.status, reply.request_id, reply.body
-        )
-        flight.run.succeed(flight.ordinal, line, verdict.tokens)
-        self.results += 1
-        # A request that was sent before a refusal proves nothing about what came after.
-        self._suspects.succeeded(flight.launched_at)
-        self._served_at = max(self._served_at, flight.launched_at)
-        if flight.launched_at >= self.hold_until:
-            self.problem, self._refusals_in_a_row = None, 0
 
     def _fail(self, flight: Flight, verdict: Verdict) -> None:
         """Charge the attempt; try again later, or set the request aside after the last."""

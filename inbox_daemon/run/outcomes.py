@@ -54,9 +54,25 @@ class Verdict(NamedTuple):
 def judge(reply: Reply | NoReply) -> Verdict:
     """Apply the table."""
     if isinstance(reply, NoReply):
-        return _judge_fault(reply)
+        timeout = reply.kind is NoReplyKind.TIMEOUT
+        return Verdict(
+            action=Action.PROBE,
+            reason=DeadReason.TIMEOUT if timeout else DeadReason.MAX_ATTEMPTS,
+            code="timeout" if timeout else "connection_failed",
+            message=reply.message[:_MAX_MESSAGE],
+        )
     if 200 <= reply.status < 300:  # noqa: PLR2004 - the class of HTTP's success codes
-        return _judge_success(reply)
+        body = _parsed(reply.body)
+        if isinstance(body, dict):
+            return Verdict(action=Action.RESULT, tokens=_tokens(body), http_status=reply.status)
+        message = f"the engine answered {reply.status} with a body that is not a JSON object"
+        return Verdict(
+            action=Action.PROBE,
+            code="invalid_response",
+            message=message,
+            http_status=reply.status,
+            response={"status_code": reply.status, "request_id": reply.request_id, "body": None},
+        )
     body = _parsed(reply.body)
     if nests_deeper(reply.body, body, WRITABLE_DEPTH):
         body = None
@@ -83,30 +99,6 @@ def _reason(status: int) -> DeadReason:
     if _action(status) is Action.DEAD:
         return DeadReason.INVALID_REQUEST
     return DeadReason.TIMEOUT if status == 408 else DeadReason.MAX_ATTEMPTS  # noqa: PLR2004
-
-
-def _judge_fault(fault: NoReply) -> Verdict:
-    timeout = fault.kind is NoReplyKind.TIMEOUT
-    return Verdict(
-        action=Action.PROBE,
-        reason=DeadReason.TIMEOUT if timeout else DeadReason.MAX_ATTEMPTS,
-        code="timeout" if timeout else "connection_failed",
-        message=fault.message[:_MAX_MESSAGE],
-    )
-
-
-def _judge_success(reply: Reply) -> Verdict:
-    body = _parsed(reply.body)
-    if isinstance(body, dict):
-        return Verdict(action=Action.RESULT, tokens=_tokens(body), http_status=reply.status)
-    message = f"the engine answered {reply.status} with a body that is not a JSON object"
-    return Verdict(
-        action=Action.PROBE,
-        code="invalid_response",
-        message=message,
-        http_status=reply.status,
-        response={"status_code": reply.status, "request_id": reply.request_id, "body": None},
-    )
 
 
 def _parsed(body: bytes) -> Any:  # noqa: ANN401 - JSON is any value

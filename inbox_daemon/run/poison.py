@@ -75,18 +75,16 @@ class Bisection:
         if waiting:  # of the same group, but not yet started
             self.groups.append(waiting)
         if len(in_flight) == 1:
-            return self._died_alone(in_flight[0], now)
+            suspect = in_flight[0]
+            self.blamed = True
+            count = self.deaths[suspect] = self.deaths.get(suspect, 0) + 1
+            if count >= self._deaths_needed(now):
+                del self.deaths[suspect]
+                return {suspect: count}
+            self.put_off.append(suspect)
+            return {}
         half = (len(in_flight) + 1) // 2
         self.groups += [part for part in (in_flight[half:], in_flight[:half]) if part]
-        return {}
-
-    def _died_alone(self, suspect: Suspect, now: float) -> dict[Suspect, int]:
-        self.blamed = True
-        count = self.deaths[suspect] = self.deaths.get(suspect, 0) + 1
-        if count >= self._deaths_needed(now):
-            del self.deaths[suspect]
-            return {suspect: count}
-        self.put_off.append(suspect)
         return {}
 
     def _deaths_needed(self, now: float) -> int:

@@ -165,7 +165,15 @@ class Runner:
             self.turned_at = time.monotonic()
             self._collect()
             self._clear_doubt()
-            self._end_jobs()
+            # Bring jobs to their end that were cancelled or have expired; needs no engine.
+            for entry in list(self._jobs.entries.values()):
+                record, run = entry.record, entry.run
+                if record.ending is None:
+                    self._lifecycle.expire(record)
+                elif run is not None:
+                    self._set_aside_rest(run, record.ending)
+                elif not self._draining:
+                    self._lifecycle.start(record)
             self._admit()
             if self._commit.due(time.monotonic(), draining=self._draining):
                 self._commit.busy = True
@@ -325,17 +333,6 @@ class Runner:
         return Target(info.generation, info.default_model)
 
     # -- end ------------------------------------------------------------------------
-
-    def _end_jobs(self) -> None:
-        """Bring jobs to their end that were cancelled or have expired; needs no engine."""
-        for entry in list(self._jobs.entries.values()):
-            record, run = entry.record, entry.run
-            if record.ending is None:
-                self._lifecycle.expire(record)
-            elif run is not None:
-                self._set_aside_rest(run, record.ending)
-            elif not self._draining:
-                self._lifecycle.start(record)
 
     def _set_aside_rest(self, run: RunningJob, reason: DeadReason) -> None:
         if run.in_flight:

@@ -84,19 +84,16 @@ class Daemon:
                     task.result()
                     msg = f"the {task.get_name()} loop ended; this is a bug, please report it"
                     raise RuntimeError(msg)
-            await self._drain(loops)
+            log.info("draining", extra={"in_flight": self.parts.runner.in_flight})
+            self._notifier.notify("STOPPING=1")
+            self._stopping = True
+            self.parts.intake.stop()
+            self._changed.set()
+            await self.parts.runner.drain(self.parts.config.run.drain_s)
+            await asyncio.gather(*loops)
         finally:
             await _cancel([stop, engine, *helpers, *loops])
             await self._write_status()
-
-    async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
-        log.info("draining", extra={"in_flight": self.parts.runner.in_flight})
-        self._notifier.notify("STOPPING=1")
-        self._stopping = True
-        self.parts.intake.stop()
-        self._changed.set()
-        await self.parts.runner.drain(self.parts.config.run.drain_s)
-        await asyncio.gather(*loops)
 
     async def _read_disk(self) -> None:
         """Stop intake and runner below the floor of free space, and let both go on above it."""

@@ -76,7 +76,15 @@ class Worker:
         """Give the governor the card's figures, and the running jobs their energy."""
         while True:
             with contextlib.suppress(TimeoutError):  # the next sample says that the driver hangs
-                self._take(await self._read_card())
+                sample = await self._read_card()
+                if (sample is None) != (self.sample is None):
+                    self.on_change()
+                self.sample = sample
+                self._charge(sample)
+                change = self.governor.read_gpu(sample)
+                if change is not None:
+                    log.warning("governor_changed", extra=asdict(change))
+                    self.on_change()
             await asyncio.sleep(GPU_TICK_S)
 
     async def charge_energy(self) -> None:
@@ -89,16 +97,6 @@ class Worker:
         """Read the card, once at a time; raises TimeoutError if the driver hangs."""
         async with self._sampling, asyncio.timeout(GPU_PATIENCE_S):
             return await asyncio.to_thread(lambda: self.gpu.sample(self.engine.pids()))
-
-    def _take(self, sample: GpuSample | None) -> None:
-        if (sample is None) != (self.sample is None):
-            self.on_change()
-        self.sample = sample
-        self._charge(sample)
-        change = self.governor.read_gpu(sample)
-        if change is not None:
-            log.warning("governor_changed", extra=asdict(change))
-            self.on_change()
 
     def _charge(self, sample: GpuSample | None) -> None:
         """Charge the running jobs; a server that others run may not even be on our card."""

@@ -22,7 +22,6 @@ import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -211,19 +210,17 @@ def same_content(first: Path, second: Path) -> bool:
             open(os.open(first, flags), "rb") as one,  # noqa: PTH123 - a descriptor
             open(os.open(second, flags), "rb") as other,  # noqa: PTH123 - a descriptor
         ):
-            return _same_bytes(one, other)
+            found = [os.fstat(file.fileno()) for file in (one, other)]
+            if found[0].st_size != found[1].st_size or not all(
+                stat.S_ISREG(s.st_mode) for s in found
+            ):
+                return False
+            while block := one.read(_COPY_BYTES):
+                if other.read(_COPY_BYTES) != block:
+                    return False
+            return not other.read(1)
     except OSError:
         return False
-
-
-def _same_bytes(one: BinaryIO, other: BinaryIO) -> bool:
-    found = [os.fstat(file.fileno()) for file in (one, other)]
-    if found[0].st_size != found[1].st_size or not all(stat.S_ISREG(s.st_mode) for s in found):
-        return False
-    while block := one.read(_COPY_BYTES):
-        if other.read(_COPY_BYTES) != block:
-            return False
-    return not other.read(1)
 
 
 def write_hashing(target: Path, parts: Iterable[bytes]) -> tuple[str, int]:

@@ -130,7 +130,17 @@ class Inbox(Layout):
         durable.make_dir(aside.parent)
         try:
             with self._anchored(priority) as lane:
-                return self._move_out(lane, aside, signature, sidecars)
+                try:
+                    durable.rename_noreplace(lane / aside.name, aside)
+                except FileNotFoundError:
+                    self._take_sidecars(lane, sidecars, aside.parent)
+                    durable.remove_tree(aside.parent)
+                    return None
+                if _same_file(aside, signature):
+                    self._take_sidecars(lane, sidecars, aside.parent)
+                    return aside
+                self._put_back(aside)
+                return None
         except (FileNotFoundError, NotADirectoryError):  # the lane itself is gone
             return None
         finally:
@@ -144,21 +154,6 @@ class Inbox(Layout):
             yield Path(f"/proc/self/fd/{fd}")
         finally:
             os.close(fd)
-
-    def _move_out(
-        self, lane: Path, aside: Path, signature: Signature, sidecars: Sequence[str]
-    ) -> Path | None:
-        try:
-            durable.rename_noreplace(lane / aside.name, aside)
-        except FileNotFoundError:
-            self._take_sidecars(lane, sidecars, aside.parent)
-            durable.remove_tree(aside.parent)
-            return None
-        if _same_file(aside, signature):
-            self._take_sidecars(lane, sidecars, aside.parent)
-            return aside
-        self._put_back(aside)
-        return None
 
     @staticmethod
     def _take_sidecars(lane: Path, sidecars: Sequence[str], aside: Path) -> None:

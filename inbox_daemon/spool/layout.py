@@ -93,7 +93,11 @@ class Layout:
         """Set aside what senders have put in a lane's place: a file, or a link that leads away."""
         for lane in Priority:
             path = self.lane(lane)
-            if path != self.inbox and os.path.lexists(path) and not _is_folder(path):
+            if (
+                path != self.inbox
+                and os.path.lexists(path)
+                and not stat.S_ISDIR(path.lstat().st_mode)
+            ):
                 self.quarantine_path(path)
 
     def open_lane(self, priority: Priority) -> int:
@@ -204,10 +208,6 @@ class Layout:
     def quarantined(self) -> list[str]:
         """The names of what was set aside, in printable ASCII."""
         return sorted(ascii(path.name)[1:-1] for path in self.quarantine.iterdir())
-
-
-def _is_folder(path: Path) -> bool:
-    return stat.S_ISDIR(path.lstat().st_mode)
 
 
 def holder_of(lock_path: Path) -> str:

@@ -53,7 +53,7 @@ class Rejections(Layout):
         for taken in self.claimed.glob(f"{job_id}.*.drop"):
             durable.remove_tree(taken)
         note = self.claimed / f"{job_id}.reason.json"
-        durable.move(note, self.rejected / _reason_name(file))
+        durable.move(note, self.rejected / f"{file.removesuffix('.jsonl')}.reason.json")
 
     def finish_rejections(self, record: Callable[[bytes], None]) -> None:
         """After a crash: complete the rejections that were being carried out.
@@ -95,11 +95,6 @@ class Rejections(Layout):
                 durable.remove_tree(self.rejected / name)
             else:
                 durable.remove_file(self.rejected / name)
-
-
-def _reason_name(file: str) -> str:
-    """NAME.jsonl has NAME.reason.json; a control file NAME.cancel has NAME.cancel.reason.json."""
-    return f"{file.removesuffix('.jsonl')}.reason.json"
 
 
 def _file_of(note: Path) -> str | None:

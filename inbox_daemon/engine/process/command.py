@@ -76,10 +76,6 @@ def chooses_rust(config: Config, environ: Mapping[str, str]) -> bool:
         return False
     if _given(config.engine.args) & _POOLING or config.limits.body.media_domains:
         return False
-    return _has_rust()
-
-
-def _has_rust() -> bool:
     importlib.invalidate_caches()  # the daemon may be older than the installation
     spec = importlib.util.find_spec("vllm")
     folders = spec.submodule_search_locations if spec else None

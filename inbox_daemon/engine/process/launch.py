@@ -36,7 +36,8 @@ def main(parent: int, command: list[str]) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # What the service may do to other users' files, its engine may not.
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    _offer_to_oom_killer()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
     if os.getppid() != parent:
         sys.exit("the daemon ended before its engine began")
     # Python ignores this one for itself, and what is ignored stays so across exec.
@@ -49,11 +50,6 @@ def main(parent: int, command: list[str]) -> None:
     except OSError as error:
         sys.stderr.write(f"{command[0]}: cannot be started: {error.strerror}\n")
         sys.exit(_NOT_STARTED)
-
-
-def _offer_to_oom_killer() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
 
 
 if __name__ == "__main__":
