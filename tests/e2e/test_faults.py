@@ -122,7 +122,7 @@ def test_job_whose_file_lost_lines_is_set_aside(start_daemon: MakeDaemon) -> Non
     assert len(daemon.check_results("good", chats(3)).results) == 3
     status = daemon.wait_status(lambda s: s["quarantined"], "the damaged job", patience_s=10)
     assert (status["quarantined"], status["status"]) == ([damaged], "degraded")
-    assert [j["status"] for j in status["recent"] if j["name"] == "bad"] == ["quarantined"]
+    assert [j["status"] for j in status["recent"] if j["name"] == "bad"] == ["damaged"]
     assert [event["job"] for event in daemon.events("job_damaged")] == ["bad"]
     shutil.rmtree(daemon.spool / "quarantine" / damaged)
     daemon.wait_status(lambda s: not s["quarantined"], "an empty quarantine", patience_s=10)

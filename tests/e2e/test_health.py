@@ -107,12 +107,11 @@ def test_log_is_one_object_a_line(start_daemon: MakeDaemon) -> None:
 
 
 def test_documents_are_never_seen_half_written(start_daemon: MakeDaemon) -> None:
-    """While twelve small jobs come and go, every document that is read fits its schema."""
+    """While small jobs come and go, every document that is read fits its schema."""
     daemon = start_daemon(limits={"max_queue_depth": 20})
-    names = [f"job{number}" for number in range(12)]
     with StatusWatch(daemon.spool / "outbox" / "status.json") as watch:
-        for name in names:
-            daemon.drop(name, chats(20))
-        for name in names:
-            daemon.check_results(name, chats(20))
+        for number in range(400):  # until enough was seen, however fast the machine is
+            daemon.run_job(f"job{number}", chats(20))
+            if number >= 11 and len(watch.seen) > 2:
+                break
     assert len(watch.seen) > 2

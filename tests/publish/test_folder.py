@@ -223,7 +223,7 @@ def test_publishing_again_changes_nothing(press: Press) -> None:
     discard = press.spool.discard
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(press.spool, "discard", lambda _: None)
-        patch.setattr(press.ledger, "finish", lambda _: None)
+        patch.setattr(press.ledger, "finish", lambda *_: None)
         publish(first, press.spool, press.ledger)
     before = read(press, "output.jsonl"), read(press, "status.json")
     publish(first, press.spool, press.ledger)
@@ -238,7 +238,7 @@ def test_a_folder_that_was_collected_before_the_end_is_not_shown_twice(press: Pr
     press.answer(run, 0)
     press.commit(run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(press.ledger, "finish", lambda _: None)
+        patch.setattr(press.ledger, "finish", lambda *_: None)
         patch.setattr(press.spool, "discard", lambda _: None)
         publish(run.record, press.spool, press.ledger)
     for path in (press.spool.outbox / "job").iterdir():
