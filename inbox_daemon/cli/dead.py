@@ -19,6 +19,8 @@ from inbox_daemon.cli.options import (
     errors,
     load,
     order,
+    place,
+    remember,
     write,
 )
 
@@ -27,6 +29,13 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _dead(config: ConfigOption = None, spool: SpoolOption = None) -> None:
+    """Requests that were set aside, with the reason."""
+    chosen = place(config, spool)
+    remember(chosen.config, chosen.spool)
 
 
 @app.command("list")

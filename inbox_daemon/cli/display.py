@@ -87,7 +87,9 @@ def _follow_one(
     ended[drop] = outcome
     if isinstance(outcome, JobStatus):
         total = outcome.request_counts.total
-        bars.update(task, completed=total, total=total, detail=outcome.status)
+        failed = outcome.request_counts.failed
+        detail = f"{outcome.status}, {failed:,} not answered" if failed else outcome.status
+        bars.update(task, completed=total, total=total, detail=detail)
     else:
         bars.update(task, detail="refused")
 

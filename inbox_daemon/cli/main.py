@@ -26,6 +26,8 @@ from inbox_daemon.cli.options import (
     errors,
     load,
     order,
+    place,
+    remember,
     write,
 )
 
@@ -50,14 +52,17 @@ app.add_typer(dead.app, name="dead")
 
 @app.callback()
 def _main(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback acts
         bool,
         typer.Option(
             "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
+    config: ConfigOption = None,
+    spool: SpoolOption = None,
 ) -> None:
-    pass
+    """A durable batch queue for one desktop GPU, driven by nothing but files."""
+    remember(config, spool)
 
 
 @app.command()
@@ -70,7 +75,8 @@ def init(config: ConfigOption = None, spool: SpoolOption = None) -> None:
     from inbox_daemon.cli import setup
 
     with errors():
-        for line in setup.init(config, spool):
+        chosen = place(config, spool)
+        for line in setup.init(chosen.config, chosen.spool):
             typer.echo(line)
 
 
@@ -107,16 +113,16 @@ def submit(
     from inbox_daemon.spool import Spool
 
     with errors():
-        place = Spool(load(config, spool).spool)
-        dropped = [submitting.drop(place, path) for path in files]
+        here = Spool(load(config, spool).spool)
+        dropped = [submitting.drop(here, path) for path in files]
     for drop in dropped:
-        typer.echo(f"dropped {drop.name}.jsonl into {place.inbox}", err=True)
-    if not views.daemon_runs(place):
-        words = f"no daemon runs on {place.root}, so the files wait; {views.how_to_start(place)}"
+        typer.echo(f"dropped {drop.name}.jsonl into {here.inbox}", err=True)
+    if not views.daemon_runs(here):
+        words = f"no daemon runs on {here.root}, so the files wait; {views.how_to_start(here)}"
         typer.echo(words, err=True)
     if wait:
-        outcomes = display.follow(place, dropped)
-        raise typer.Exit(max(display.print_outcome(place, o) for o in outcomes))
+        outcomes = display.follow(here, dropped)
+        raise typer.Exit(max(display.print_outcome(here, o) for o in outcomes))
 
 
 @app.command()
@@ -144,10 +150,10 @@ def status(
     from inbox_daemon.spool import Spool
 
     with errors():
-        place = Spool(load(config, spool).spool)
-    found = views.service_status(place)
+        here = Spool(load(config, spool).spool)
+    found = views.service_status(here)
     if found is None:
-        typer.echo(f"no daemon has run on {place.root}; {views.how_to_start(place)}", err=True)
+        typer.echo(f"no daemon has run on {here.root}; {views.how_to_start(here)}", err=True)
         raise typer.Exit(REFUSED)
     if json:
         write(job_documents.pretty(found))
@@ -187,15 +193,15 @@ def job(
     from inbox_daemon.spool import Spool
 
     with errors():
-        place = Spool(load(config, spool).spool)
-    found = views.find_jobs(place, name)
+        here = Spool(load(config, spool).spool)
+    found = views.find_jobs(here, name)
     if not found:
         typer.echo(f"no job named {name!a} left a trace; `inbox-daemon jobs` lists all", err=True)
         raise typer.Exit(REFUSED)
     if json:
         write(job_documents.pretty(found[-1].status))
     else:
-        display.print_job(found[-1], place)
+        display.print_job(found[-1], here)
 
 
 @app.command()

@@ -7,6 +7,7 @@ Invariant: nothing here is a command.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -56,9 +57,33 @@ def errors(misconfigured: int = USAGE) -> Iterator[None]:
         raise typer.Exit(REFUSED if error.blame is Blame.SENDER else misconfigured) from None
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which configuration and which spool the options name; None where they name none."""
+
+    config: Path | None = None
+    spool: Path | None = None
+
+
+# What the options before the command name; set by the callbacks that run before it.
+_before = Place()
+
+
+def remember(config: Path | None, spool: Path | None) -> None:
+    """Take the options that stand before the command: they count where it has none."""
+    global _before  # noqa: PLW0603 - typer hands its context to none of the other functions
+    _before = Place(config, spool)
+
+
+def place(config: Path | None, spool: Path | None) -> Place:
+    """Return what counts for a command: its own options, else those before it."""
+    return Place(config or _before.config, spool or _before.spool)
+
+
 def load(config: Path | None, spool: Path | None) -> Config:
-    """The configuration that a command works with."""
-    return configuration.load(config, spool=spool)
+    """Return the configuration that a command works with; raises ConfigError."""
+    chosen = place(config, spool)
+    return configuration.load(chosen.config, spool=chosen.spool)
 
 
 def order(
@@ -70,10 +95,10 @@ def order(
 
     with errors():
         settings = load(config, spool)
-        place = Spool(settings.spool)
-        submitting.order(place, name, order, reason)
+        there = Spool(settings.spool)
+        submitting.order(there, name, order, reason)
         wait_s = settings.intake.settle_s + 2 * settings.intake.scan_interval_s
-        refusal = submitting.wait_obeyed(place, f"{name}.{order}", wait_s + 2)
+        refusal = submitting.wait_obeyed(there, f"{name}.{order}", wait_s + 2)
     typer.echo(refusal or f"{order} {name}: done", err=refusal is not None)
     if refusal:
         raise typer.Exit(REFUSED)

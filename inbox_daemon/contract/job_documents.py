@@ -30,7 +30,7 @@ def pretty(document: Document) -> bytes:
 
 def counted(count: int, thing: str) -> str:
     """A number of things in words, for people."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+    return f"{count} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def job_status(record: JobRecord, *, errors: bool, retry: bool) -> JobStatus:
@@ -133,11 +133,13 @@ def _batch(
 
 
 def _closing_words(record: JobRecord, *, retry: bool) -> str:
-    words = f"{record.completed} of {record.requests} requests were answered"
+    verb = "was" if record.completed == 1 else "were"
+    words = f"{record.completed:,} of {counted(record.requests, 'request')} {verb} answered"
     if record.failed == 0:
         return words
-    words += f"; {record.failed} were not, see errors.jsonl"
-    return f"{words}; drop retry.jsonl to run them again" if retry else words
+    verb, them = ("was", "it") if record.failed == 1 else ("were", "them")
+    words += f"; {record.failed:,} {verb} not, see errors.jsonl"
+    return f"{words}; drop retry.jsonl to run {them} again" if retry else words
 
 
 def _at(moment: float | None) -> int | None:

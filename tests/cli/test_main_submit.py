@@ -35,7 +35,7 @@ def test_submit_and_wait_ends_with_3_for_dead_letters(start_daemon: MakeDaemon) 
     path = write(daemon, "job", chats(5, {2: "[[400]]"}))
     found = inbox_daemon("submit", path, "--wait", "--config", daemon.config)
     assert found.returncode == 3, found.stderr
-    assert "4 of 5 requests were answered; 1 were not" in found.stderr
+    assert "4 of 5 requests were answered; 1 was not" in found.stderr
 
 
 def test_submit_and_wait_ends_with_1_for_a_refusal(start_daemon: MakeDaemon) -> None:

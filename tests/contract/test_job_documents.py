@@ -63,8 +63,8 @@ def test_a_finished_job_is_a_batch_of_openai() -> None:
 def test_a_finished_job_tells_what_to_do_next() -> None:
     """The sentence counts and names the files, and the file that runs the rest again."""
     assert finished()["message"] == (
-        "2 of 3 requests were answered; 1 were not, see errors.jsonl; "
-        "drop retry.jsonl to run them again"
+        "2 of 3 requests were answered; 1 was not, see errors.jsonl; "
+        "drop retry.jsonl to run it again"
     )
 
 
@@ -73,7 +73,7 @@ def test_files_that_are_not_there_are_not_named() -> None:
     record = job_record(completed=1, status=BatchStatus.COMPLETED, finished_at=NOW)
     found = valid("job-status", job_documents.job_status(record, errors=False, retry=False))
     assert (found["error_file_id"], found["retry_file"]) == (None, None)
-    assert found["message"] == "1 of 1 requests were answered"
+    assert found["message"] == "1 of 1 request was answered"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_recent_jobs_are_told_in_a_line_each() -> None:
     assert (done.status, done.at, done.message) == (
         "completed",
         5000,
-        "1 of 1 requests were answered",
+        "1 of 1 request was answered",
     )
     why = job_documents.reason(JOB_ID, "job", [FULL], NOW)
     refused = job_documents.recent_ended(job_documents.ended_rejected(why))
