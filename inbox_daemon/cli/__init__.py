@@ -10,5 +10,6 @@ May import: contract, request, spool, ledger, publish, intake, report, service.
     setup.py    what `init`, `schema` and `compact` do
     views.py    what the spool and the ledger show, without a daemon
     display.py  the words and tables of a terminal
+    progress.py the progress of submitted jobs, to their end
     submit.py   drops a file, validates one, sends an order, and waits
 """

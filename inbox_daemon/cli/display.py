@@ -12,19 +12,10 @@ from pathlib import Path
 
 import orjson
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from inbox_daemon.cli import submit, views
-from inbox_daemon.cli.submit import Dropped
+from inbox_daemon.cli import views
 from inbox_daemon.cli.views import JobView
 from inbox_daemon.contract.documents import JobStatus, Refusal
 from inbox_daemon.contract.health_documents import ActiveJob, GpuStatus, QueueStatus, ServiceStatus
@@ -32,98 +23,20 @@ from inbox_daemon.contract.job_documents import counted
 from inbox_daemon.contract.records import DeadLetter
 from inbox_daemon.spool import Spool
 
-POLL_S = 0.25
 _COLOURS = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 
 def plain(text: object) -> Text:
     """Text from outside, safe to print: no markup, no control characters."""
-    return Text(_printable(text))
+    return Text(printable(text))
 
 
-def _printable(text: object) -> str:
+def printable(text: object) -> str:
+    """Return text from outside without control characters."""
     return "".join(c if c.isprintable() else "�" for c in str(text))
 
 
 # -- submit --wait ------------------------------------------------------------------
-
-
-def follow(spool: Spool, dropped: list[Dropped]) -> list[JobStatus | Refusal]:
-    """Show a bar for each job until all have ended; return how they did."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeElapsedColumn(),
-    )
-    # By the whole drop: two files of one name may have been taken one after the other.
-    ended: dict[Dropped, JobStatus | Refusal] = {}
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {d: bars.add_task(d.name, total=d.lines or None, detail="") for d in dropped}
-        while len(ended) < len(tasks):
-            status = views.service_status(spool)
-            for drop, task in tasks.items():
-                _follow_one(spool, drop, status, bars, task, ended)
-            if len(ended) < len(tasks):
-                time.sleep(POLL_S)
-    return [ended[drop] for drop in dropped]
-
-
-def _follow_one(
-    spool: Spool,
-    drop: Dropped,
-    status: ServiceStatus | None,
-    bars: Progress,
-    task: TaskID,
-    ended: dict[Dropped, JobStatus | Refusal],
-) -> None:
-    if drop in ended:
-        return
-    outcome = submit.outcome(spool, drop)
-    if outcome is None:
-        _show_progress(drop, status, bars, task)
-        return
-    ended[drop] = outcome
-    if isinstance(outcome, JobStatus):
-        total = outcome.request_counts.total
-        failed = outcome.request_counts.failed
-        detail = f"{outcome.status}, {failed:,} not answered" if failed else outcome.status
-        bars.update(task, completed=total, total=total, detail=detail)
-    else:
-        bars.update(task, detail="refused")
-
-
-def _show_progress(
-    drop: Dropped, status: ServiceStatus | None, bars: Progress, task: TaskID
-) -> None:
-    if status is None or not views.is_fresh(status):
-        bars.update(task, detail="no daemon runs here; start `inbox-daemon run`")
-        return
-    job = next((job for job in status.jobs if job.name == drop.name), None)
-    if job is None:
-        bars.update(task, detail="waiting to be taken")
-        return
-    done = job.completed + job.failed
-    bars.update(task, completed=done, total=job.requests, detail=_detail(job, status))
-
-
-def _detail(job: ActiveJob, status: ServiceStatus) -> str:
-    if job.state == "queued":
-        words = f"queued; engine {status.engine.state}"
-    elif job.requests_per_s:
-        words = f"{job.requests_per_s:.1f}/s, {_span(job.seconds_left)} left"
-    else:
-        words = _printable(status.worker.reason or "running")
-    return f"{words}, {job.failed} dead" if job.failed else words
-
-
-def _span(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def print_outcome(spool: Spool, outcome: JobStatus | Refusal) -> int:
@@ -219,9 +132,28 @@ def _gpu_words(gpu: GpuStatus | None) -> str:
     return ", ".join(words)
 
 
+def detail_of(job: ActiveJob, status: ServiceStatus) -> str:
+    """Return what an active job does now, in a few words."""
+    if job.state == "queued":
+        words = f"queued; engine {status.engine.state}"
+    elif job.requests_per_s:
+        words = f"{job.requests_per_s:.1f}/s, {_span(job.seconds_left)} left"
+    else:
+        words = printable(status.worker.reason or "running")
+    return f"{words}, {job.failed} dead" if job.failed else words
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def _job_words(job: ActiveJob, status: ServiceStatus) -> str:
     done = job.completed + job.failed
-    words = f"{done} of {job.requests} requests; {_detail(job, status)}"
+    words = f"{done} of {job.requests} requests; {detail_of(job, status)}"
     return f"{words}; {_energy_words(job)}" if job.energy_j is not None else words
 
 

@@ -108,7 +108,7 @@ def submit(
 
     With --wait, shows the progress to the end; 3 when some requests are dead letters then.
     """
-    from inbox_daemon.cli import display, views
+    from inbox_daemon.cli import display, progress, views
     from inbox_daemon.cli import submit as submitting
     from inbox_daemon.spool import Spool
 
@@ -121,7 +121,7 @@ def submit(
         words = f"no daemon runs on {here.root}, so the files wait; {views.how_to_start(here)}"
         typer.echo(words, err=True)
     if wait:
-        outcomes = display.follow(here, dropped)
+        outcomes = progress.follow(here, dropped)
         raise typer.Exit(max(display.print_outcome(here, o) for o in outcomes))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import ValidationError
@@ -22,9 +23,11 @@ from inbox_daemon.contract.health_documents import ServiceStatus
 from inbox_daemon.contract.names import STATUS
 from inbox_daemon.contract.records import DeadLetter, JobRecord, Progress
 from inbox_daemon.contract.states import JobState
-from inbox_daemon.ledger import Ledger
-from inbox_daemon.publish.verify import Proof, verify_published, verify_running
 from inbox_daemon.spool import Spool
+
+if TYPE_CHECKING:  # what only some commands need is loaded by them: it takes its time
+    from inbox_daemon.ledger import Ledger
+    from inbox_daemon.publish.verify import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ def find_jobs(spool: Spool, name: str) -> list[JobView]:
 
 def _known(spool: Spool) -> list[JobView]:
     """What the ledger knows; falls back on the health document without access to it."""
+    from inbox_daemon.ledger import Ledger
+
     for _ in range(2):  # the daemon may make it larger at this moment, but not twice
         with (
             suppress(LedgerError, OSError),
@@ -174,7 +179,9 @@ def dead_letters(spool: Spool, job: str | None, reason: str | None) -> Iterator[
         ledger.close()
 
 
-def _open_ledger(spool: Spool) -> Ledger:
+def _open_ledger(spool: Spool) -> "Ledger":
+    from inbox_daemon.ledger import Ledger
+
     try:
         return Ledger(spool.ledger, readonly=True)
     except OSError as error:
@@ -182,11 +189,13 @@ def _open_ledger(spool: Spool) -> Ledger:
         raise LedgerError("ledger_unreadable", msg) from None
 
 
-def verify(spool: Spool, name: str) -> Proof:
+def verify(spool: Spool, name: str) -> "Proof":
     """Prove the newest job of that name, published or running.
 
     Raises LedgerError as `dead_letters`; SenderError: there is nothing to verify.
     """
+    from inbox_daemon.publish.verify import verify_published, verify_running
+
     ledger = _open_ledger(spool)
     try:
         records = [record for record in ledger.jobs() if name in {record.name, record.id}]

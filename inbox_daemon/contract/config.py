@@ -56,7 +56,7 @@ Host = Annotated[str, Field(pattern=r"^[a-z0-9.-]{1,253}$")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class IntakeConfig(_Section):
@@ -212,6 +212,7 @@ class Config(BaseSettings):
     """The whole configuration, checked and frozen."""
 
     model_config = SettingsConfigDict(
+        defer_build=True,
         frozen=True,
         extra="forbid",
         env_prefix=ENV_PREFIX,

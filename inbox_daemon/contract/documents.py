@@ -43,7 +43,8 @@ Joules = Annotated[float, Field(ge=0)]
 class Document(BaseModel):
     """The base of all documents: frozen, and tolerant of fields it does not know."""
 
-    model_config = ConfigDict(frozen=True, use_enum_values=True)
+    # Built when first used: a command uses few of all documents, and building takes its time.
+    model_config = ConfigDict(frozen=True, use_enum_values=True, defer_build=True)
 
 
 # -- what a sender writes -----------------------------------------------------------

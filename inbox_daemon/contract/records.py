@@ -36,7 +36,8 @@ class DeadReason(StrEnum):
 class Record(BaseModel):
     """The base of all persisted records."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when first used: a command uses few of all records, and building takes its time.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class JobRecord(Record):

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from builders import JOB_ID, job_record, make_spool, service_status
-from inbox_daemon.cli import display, submit, views
+from inbox_daemon.cli import display, progress, submit, views
 from inbox_daemon.cli.submit import Dropped
 from inbox_daemon.cli.views import JobView
 from inbox_daemon.contract import job_documents
@@ -201,10 +201,10 @@ def test_following_shows_progress_until_all_have_ended(
 
     ends = {"job": done, "other": why}
     monkeypatch.setattr(views, "service_status", look)
-    monkeypatch.setattr(display, "POLL_S", 0.0)
+    monkeypatch.setattr(progress, "POLL_S", 0.0)
     monkeypatch.setattr(submit, "outcome", lambda _, d: ends[d.name] if looks > 4 else None)
     drops = [Dropped("job", "0" * 64, 9, 0.0), Dropped("other", "1" * 64, 0, 0.0)]
-    assert display.follow(spool, drops) == [done, why]
+    assert progress.follow(spool, drops) == [done, why]
     assert "job" in capsys.readouterr().err
 
 
@@ -217,7 +217,7 @@ def test_two_files_of_one_name_are_both_followed(
     ends = {"0" * 64: done, "1" * 64: why}
     monkeypatch.setattr(submit, "outcome", lambda _, d: ends[d.sha256])
     drops = [Dropped("job", sha256, 1, 0.0) for sha256 in ends]
-    assert display.follow(make_spool(tmp_path), drops) == [done, why]
+    assert progress.follow(make_spool(tmp_path), drops) == [done, why]
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_a_pure_module_builds_on_pure_ones(name: str) -> None:
         ("aiohttp", {"engine/client.py"}),
         ("watchdog", {"intake/watch.py"}),
         ("sdnotify", {"service/daemon.py"}),
-        ("rich", {"cli/display.py"}),
+        ("rich", {"cli/display.py", "cli/progress.py"}),
         ("typer", {"cli/main.py", "cli/options.py", "cli/dead.py"}),
         ("ctypes", {"spool/durable.py", "engine/process/launch.py", "service/start.py"}),
         ("fcntl", {"spool/durable.py"}),
