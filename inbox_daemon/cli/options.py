@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox_daemon.contract import config as configuration
-from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.errors import Blame, InboxDaemonError
+
+if TYPE_CHECKING:  # pydantic comes with it: help and version do without
+    from inbox_daemon.contract.config import Config
 
 REFUSED, USAGE, DEAD_LETTERS = 1, 2, 3
 # sysexits.h: systemd need not start again what cannot be configured.
@@ -80,8 +81,10 @@ def place(config: Path | None, spool: Path | None) -> Place:
     return Place(config or _before.config, spool or _before.spool)
 
 
-def load(config: Path | None, spool: Path | None) -> Config:
+def load(config: Path | None, spool: Path | None) -> "Config":
     """Return the configuration that a command works with; raises ConfigError."""
+    from inbox_daemon.contract import config as configuration
+
     chosen = place(config, spool)
     return configuration.load(chosen.config, spool=chosen.spool)
 

@@ -19,13 +19,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
 
 from inbox_daemon.contract.errors import ConfigError
 
@@ -208,16 +201,8 @@ class RetentionConfig(_Section):
     dead_letter_max_bytes: Bytes = 2_147_483_648
 
 
-class Config(BaseSettings):
+class Config(_Section):
     """The whole configuration, checked and frozen."""
-
-    model_config = SettingsConfigDict(
-        defer_build=True,
-        frozen=True,
-        extra="forbid",
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
-    )
 
     spool: Path = Path("/srv/inbox-daemon")
     intake: IntakeConfig = IntakeConfig()
@@ -237,22 +222,6 @@ class Config(BaseSettings):
             raise ValueError(msg)
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the environment before the file; .env files and secret folders are not read."""
-        return (
-            init_settings,
-            env_settings,
-            TomlConfigSettingsSource(settings_cls, settings_cls.model_config.get("toml_file")),
-        )
-
 
 def load(path: Path | None = None, *, spool: Path | None = None, missing: bool = False) -> Config:
     """Read the configuration.
@@ -269,11 +238,12 @@ def load(path: Path | None = None, *, spool: Path | None = None, missing: bool =
     _refuse_unknown_variables()
     overrides: dict[str, Any] = {} if spool is None else {"spool": Path(spool).absolute()}
     try:
-        return _config_class(source)(**overrides)
+        values = tomllib.loads(source.read_text(encoding="utf-8")) if source else {}
+        if any(name.upper().startswith(ENV_PREFIX) for name in os.environ):
+            return _with_environment(values, overrides)
+        return Config.model_validate(values | overrides)
     except ValidationError as error:
         raise ConfigError("config_invalid", _explain(error, source)) from None
-    except SettingsError:
-        raise ConfigError("config_invalid", _explain_json()) from None
     except tomllib.TOMLDecodeError as error:
         msg = f"{source} is not TOML: {error}"
         raise ConfigError("config_invalid", msg) from None
@@ -322,11 +292,41 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _config_class(source: Path | None) -> type[Config]:
-    class FileConfig(Config):
-        model_config = SettingsConfigDict(toml_file=source)
+def _with_environment(values: dict[str, Any], overrides: dict[str, Any]) -> Config:
+    """Return the configuration of a file's `values` under the environment's.
 
-    return FileConfig
+    Raises ConfigError: a list or table of the environment is no JSON; ValidationError.
+    """
+    # Loaded where a variable is set: it takes a third of a command's start.
+    from pydantic_settings import (  # noqa: PLC0415
+        BaseSettings,
+        InitSettingsSource,
+        PydanticBaseSettingsSource,
+        SettingsConfigDict,
+        SettingsError,
+    )
+
+    class EnvironmentConfig(BaseSettings, Config):
+        model_config = SettingsConfigDict(
+            frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base's signature
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """Put the environment before the file; .env and secret folders are not read."""
+            return init_settings, env_settings, InitSettingsSource(settings_cls, values)
+
+    try:
+        return EnvironmentConfig(**overrides)
+    except SettingsError:
+        raise ConfigError("config_invalid", _explain_json()) from None
 
 
 def _variable(key: str) -> str:
