@@ -298,6 +298,45 @@ def test_the_package_has_no_circle_of_imports() -> None:
         below = {name: needs for name, needs in below.items() if name not in free}
 
 
+# Modules without a test file of their name, each with what tests it instead.
+TESTED_ELSEWHERE = {
+    "cli/dead.py": "cli/test_reading.py and e2e/test_control.py, by the real command line",
+    "cli/main.py": "cli/test_main_*.py and cli/test_reading.py, by the real command line",
+    "cli/progress.py": "cli/test_display.py, beside the tables",
+    "contract/documents.py": "house/test_schemas.py, against the published schemas",
+    "contract/errors.py": "where each error is raised",
+    "contract/facts.py": "plain data, in report/test_status.py",
+    "contract/health_documents.py": "report/test_status.py, each document by its schema",
+    "contract/hindrances.py": "run/test_hindrance.py and house/test_docs.py",
+    "contract/json_schemas.py": "house/test_schemas.py",
+    "contract/names.py": "intake/test_gate.py, with real files of such names",
+    "engine/base.py": "plain data and a protocol; engine/test_kinds.py",
+    "engine/health.py": "engine/test_supervisor.py, with real servers that sicken and go",
+    "engine/load.py": "engine/test_client.py, with real metrics",
+    "engine/process/launch.py": "engine/process/test_child.py, in real processes",
+    "engine/process/servers.py": "engine/test_kinds.py and engine/test_forms.py",
+    "intake/redrive.py": "intake/test_control.py and e2e/test_control.py",
+    "jobs/commit.py": "run/test_runner.py and jobs/test_ordering.py, with the running job",
+    "publish/verify.py": "publish/test_folder.py, on what was published",
+    "report/facts.py": "plain data, in report/test_status.py",
+    "request/faults.py": "request/test_body.py, each fault with its words",
+    "request/json_guard.py": "request/test_line.py and hostile/test_json_cases.py",
+    "run/attempts.py": "run/test_runner.py",
+    "service/daemon.py": "e2e/, as a real process",
+    "service/parts.py": "run/, intake/ and crash/, which are built of the same parts",
+    "service/worker.py": "e2e/test_gpu.py and gpu/test_energy.py",
+    "spool/entries.py": "intake/test_watch.py, with real folders",
+}
+
+
+def test_tests_mirror_the_rooms() -> None:
+    """Each module has a test file of its name, or is listed with what tests it instead."""
+    tests = Path(__file__).parents[1]
+    modules = {n for n in NAMES if "/" in n and not n.endswith("__init__.py")}
+    without = {n for n in modules if not (tests / n).with_name(f"test_{Path(n).name}").exists()}
+    assert without == TESTED_ELSEWHERE.keys()
+
+
 def modules_after(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after some code."""
     script = f"{code}\nimport sys\nprint(*{{n.split('.')[0] for n in sys.modules}})"

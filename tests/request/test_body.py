@@ -1,9 +1,7 @@
 """What of a request's body may reach the engine."""
 
 import contextlib
-from dataclasses import fields
-from importlib import import_module
-from typing import Any, get_args
+from typing import Any
 
 import orjson
 import pytest
@@ -11,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import BODIES, CHAT, limits, nested, request
-from inbox_daemon.contract import config
 from inbox_daemon.contract.config import BodyConfig
 from inbox_daemon.contract.documents import URLS, Fault
 from inbox_daemon.request import endpoints
@@ -378,125 +375,6 @@ def test_what_is_refused_inside_is_named_by_its_path(
     check(url, body, allow=[name, *allow])
 
 
-# -- media --------------------------------------------------------------------------
-
-URL = "https://pics.example/a.png?x=1"
-MEDIA = [
-    chat_part({"type": "image_url", "image_url": {"url": URL}}),
-    chat_part({"type": "image_url", "image_url": URL}),
-    chat_part({"type": "video_url", "video_url": {"url": URL}}),
-    chat_part({"type": "audio_url", "audio_url": {"url": URL}}),
-    chat_part({"type": "input_image", "image_url": URL}),
-    {"messages": [{"role": "tool", "content": [{"type": "input_file", "file_url": URL}]}]},
-]
-
-
-@pytest.mark.parametrize("body", MEDIA)
-def test_media_of_a_host_need_the_host_named(body: dict[str, Any]) -> None:
-    """Nothing is fetched from anywhere unless the operator lists the host."""
-    fault = fault_of(CHAT, body)
-    assert fault.code == NOT_ALLOWED
-    assert "media_domains in [limits.body]" in fault.message
-    check(CHAT, body, media_domains=["pics.example"])
-    assert said(CHAT, body, media_domains=["example", "s.example"])[0] == NOT_ALLOWED
-
-
-def test_media_are_found_in_every_endpoint_that_takes_them() -> None:
-    """Responses, what functions gave, embeddings and scores are looked through as chats are."""
-    image = {"type": "input_image", "image_url": URL, "detail": "auto"}
-    part = {"type": "image_url", "image_url": {"url": URL}}
-    found = [
-        said(RESPONSES, {"input": [{"role": "user", "content": [image]}]}),
-        said(RESPONSES, {"input": [{"type": "function_call_output", "output": [image]}]}),
-        said(EMBEDDINGS, {"messages": [{"role": "user", "content": [part]}]}),
-        said(EMBEDDINGS, {"input": [{"role": "user", "content": [part]}]}),
-        said(SCORE, {"data_1": {"content": [part]}, "data_2": "x"}),
-        said(RERANK, {"documents": ["x", {"content": [part]}]}),
-    ]
-    assert found == [
-        (NOT_ALLOWED, "body.input[0].content[0].image_url"),
-        (NOT_ALLOWED, "body.input[0].output[0].image_url"),
-        (NOT_ALLOWED, "body.messages[0].content[0].image_url.url"),
-        (NOT_ALLOWED, "body.input[0].content[0].image_url.url"),
-        (NOT_ALLOWED, "body.data_1.content[0].image_url.url"),
-        (NOT_ALLOWED, "body.documents[1].content[0].image_url.url"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "file:///etc/passwd",
-        "FILE:///etc/passwd",
-        "/etc/passwd",
-        "ftp://pics.example/a",
-        "gopher://pics.example/a",
-        "https://user@pics.example/a",
-        "https://pics.example\\@evil.example/",
-        "https://pics.example\\.evil.example/",
-        "https://evil.example#@pics.example/",
-        "https://pics.example:80@evil.example/",
-        "https://pics.example%2eevil.example/",
-        "https://pics.example\n.evil.example/",
-        "https://pics.example /a",
-        " https://pics.example/a",
-        "https:pics.example/a",
-        "https:///pics.example/a",
-        "https://[::1]/a",
-        "https://pics.example。evil.example/",
-        "https://evil.example/https://pics.example/",
-        "https://evil.example?x=https://pics.example/",
-        "https://pics.example.evil.example/",
-        "https://notpics.example/",
-        "http://169.254.169.254/latest/meta-data/",
-        "http://localhost:8000/",
-        "DATA:image/png;base64,AAAA",
-        "",
-    ],
-)
-def test_only_a_plain_url_of_a_listed_host_is_fetched(url: str) -> None:
-    """No other scheme and no spelling that URL parsers read differently gets through."""
-    body = chat_part({"type": "image_url", "image_url": {"url": url}})
-    where = "body.messages[1].content[1].image_url.url"
-    assert said(CHAT, body, media_domains=["pics.example"]) == (NOT_ALLOWED, where)
-
-
-@pytest.mark.parametrize(
-    ("part", "where"),
-    [
-        ({"type": "text", "text": "t", "image_url": {"url": "http://x/"}}, "image_url"),
-        ({"type": "text", "text": "t", "uuid": "u", "image_url": "http://x/"}, "image_url"),
-        ({"type": "image_url", "image_url": DATA, "video_url": "file:///x"}, "video_url"),
-    ],
-)
-def test_a_medium_in_another_parts_clothes_is_found(part: dict[str, Any], where: str) -> None:
-    """The key that an engine would look at counts, whatever type the part claims to have."""
-    assert said(CHAT, chat_part(part)) == (NOT_ALLOWED, f"body.messages[1].content[1].{where}")
-    opened = ["uuid", "image_url", "video_url"]
-    assert said(CHAT, chat_part(part), allow=opened)[0] == NOT_ALLOWED
-
-
-def test_a_part_that_was_opened_still_has_its_media_looked_at() -> None:
-    """Opening an unknown type of part opens no way to fetch anything."""
-    part = {"type": "hologram", "video_url": "http://x/"}
-    assert said(CHAT, chat_part(part), allow=["hologram"])[0] == NOT_ALLOWED
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"type": "input_audio", "input_audio": {"data": "http://x/a.wav", "format": "wav"}},
-        {"type": "file", "file": {"file_data": "file:///etc/passwd"}},
-        {"type": "file", "file": {"file_id": "file-1"}},
-        {"type": "input_file", "file_id": "file-1"},
-        {"type": "input_file", "file_data": "https://x/y"},
-    ],
-)
-def test_a_files_data_are_in_the_request(part: dict[str, Any]) -> None:
-    """Neither a place to fetch a file from nor the id of an upload stands in for its bytes."""
-    assert said(CHAT, chat_part(part))[0] == NOT_ALLOWED
-
-
 # -- caps ---------------------------------------------------------------------------
 
 
@@ -645,42 +523,6 @@ def test_a_cap_is_held_to_exactly(
 def test_every_cap_is_tried() -> None:
     """Each number of [limits.body] has its case above."""
     assert {case[0] for case in CAPS} == set(BodyConfig.model_fields) - {"allow", "media_domains"}
-
-
-@pytest.mark.parametrize(
-    ("pattern", "passes"),
-    [
-        ("^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", True),
-        ("[a-z]{1,100}@[a-z]{1,100}", True),
-        ("(a{100}){100}", True),
-        ("((a{100}){100}){100}", False),
-        ("(a{2}){99999999999999999999}", False),
-        ("a{9999,}", True),
-        ("a{10001}", False),
-        ("x" * 513, False),
-    ],
-)
-@pytest.mark.parametrize("place", ["pattern", "patternProperties", "tool"])
-def test_a_pattern_inside_a_schema_stays_small(pattern: str, place: str, *, passes: bool) -> None:
-    """What a schema's pattern unfolds to is bounded, wherever a schema may stand."""
-    node: dict[str, Any] = (
-        {"patternProperties": {pattern: {}}} if place != "pattern" else {"pattern": pattern}
-    )
-    schema = {"properties": {"a": node}}
-    body = (
-        {"tools": [tool(schema)]} if place == "tool" else {"response_format": json_schema(schema)}
-    )
-    if passes:
-        check(CHAT, body)
-    else:
-        assert said(CHAT, body)[0] == NOT_ALLOWED
-
-
-def test_a_schema_refers_to_itself_alone() -> None:
-    """A reference to another document is nothing that an engine may go after."""
-    check(CHAT, {"response_format": json_schema({"$ref": "#/$defs/a", "$defs": {"a": {}}})})
-    body = {"response_format": json_schema({"items": {"$ref": "http://x/schema.json"}})}
-    assert said(CHAT, body) == (NOT_ALLOWED, "body.response_format")
 
 
 # -- values of the wrong kind -------------------------------------------------------
@@ -835,82 +677,3 @@ def test_depth_beyond_what_a_schema_may_have_harms_nothing() -> None:
     ):
         with contextlib.suppress(LineFaultError):
             parse_request(request("a", CHAT, **body), rules)
-
-
-# -- the tables know what the engine and the client know ----------------------------
-
-MODELS = [
-    (CHAT, "vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest"),
-    (COMPLETIONS, "vllm.entrypoints.openai.completion.protocol", "CompletionRequest"),
-    (RESPONSES, "vllm.entrypoints.openai.responses.protocol", "ResponsesRequest"),
-    (EMBEDDINGS, "vllm.entrypoints.pooling.embed.protocol", "EmbeddingRequest"),
-    (SCORE, "vllm.entrypoints.pooling.scoring.protocol", "ScoreRequest"),
-    (RERANK, "vllm.entrypoints.pooling.scoring.protocol", "RerankRequest"),
-]
-
-
-def models_of(found: Any) -> list[Any]:  # noqa: ANN401 - a model, or a union of some
-    """The pydantic models of a type, however they are put together."""
-    if hasattr(found, "model_fields"):
-        return [found]
-    return [model for part in get_args(found) for model in models_of(part)]
-
-
-def decided(url: str) -> set[str]:
-    """Every name that the tables decide on for an endpoint."""
-    here = endpoints.REFUSED_AT.get(url, {})
-    return {*endpoints.PARAMETERS[url], *endpoints.REFUSED, *config.NEVER, *here}
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(("url", "module", "name"), MODELS)
-def test_every_parameter_of_the_installed_vllm_is_decided(url: str, module: str, name: str) -> None:
-    """A field that a new vLLM brings is let through or refused on purpose."""
-    pytest.importorskip("vllm")
-    models = models_of(getattr(import_module(module), name))
-    known = {field for model in models for field in model.model_fields}
-    assert known
-    assert known - decided(url) == set()
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-def test_every_part_of_the_installed_vllm_is_decided() -> None:
-    """A type of content part, and a kind of structured output, that vLLM knows is in a table."""
-    pytest.importorskip("vllm")
-    parts = import_module("vllm.renderers.chat_utils")
-    assert set(parts.MM_PARSER_MAP) <= {*endpoints.PART_KEYS, *endpoints.REFUSED_PARTS}
-    message = parts.CustomChatCompletionMessageParam.__annotations__
-    assert set(message) <= endpoints.MESSAGE_KEYS
-    structured = import_module("vllm.sampling_params").StructuredOutputsParams
-    names = {field.name for field in fields(structured) if not field.name.startswith("_")}
-    assert names == {*endpoints.STRUCTURED_KEYS, *endpoints.REFUSED_STRUCTURED}
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(
-    ("url", "module", "name"),
-    [
-        (CHAT, "openai.types.chat.completion_create_params", "CompletionCreateParamsBase"),
-        (COMPLETIONS, "openai.types.completion_create_params", "CompletionCreateParamsBase"),
-        (RESPONSES, "openai.types.responses.response_create_params", "ResponseCreateParamsBase"),
-        (EMBEDDINGS, "openai.types.embedding_create_params", "EmbeddingCreateParams"),
-    ],
-)
-def test_every_parameter_that_openai_documents_is_decided(url: str, module: str, name: str) -> None:
-    """What OpenAI's own client can send is let through or refused on purpose."""
-    pytest.importorskip("openai")
-    known = set(getattr(import_module(module), name).__annotations__)
-    assert known
-    assert known - decided(url) == set()
-
-
-@pytest.mark.parametrize("url", URLS)
-def test_a_table_decides_once(url: str) -> None:
-    """No parameter both passes and is refused, but for what one endpoint alone has."""
-    shared = endpoints.PARAMETERS[url].keys() & {*endpoints.REFUSED, *config.NEVER}
-    assert shared <= {"best_of"}
-    needed = {name for names in endpoints.NEEDED[url] for name in names}
-    assert needed <= endpoints.PARAMETERS[url].keys()

@@ -1,4 +1,4 @@
-"""The ledger: what a method has returned is kept, and what is missing is noticed."""
+"""The ledger's store: opened, upgraded, grown, and whole after a kill."""
 
 import os
 import signal
@@ -12,31 +12,16 @@ import orjson
 import pytest
 
 from builders import JOB_ID, dead_letter, job_record
-from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.errors import LedgerError
-from inbox_daemon.contract.job_documents import ended_job
 from inbox_daemon.contract.records import (
     LEDGER_VERSION,
     Checkpoint,
-    DeadReason,
-    InvalidLine,
     OutcomeAt,
     Progress,
-    RetryRecord,
 )
 from inbox_daemon.contract.states import Outcome
 from inbox_daemon.ledger import MARKER, Ledger
 
-OTHER = JOB_ID[:-1] + "1"
-RETRY = RetryRecord(
-    failures=1,
-    reason=DeadReason.MAX_ATTEMPTS,
-    code="http_500",
-    message="no",
-    http_status=500,
-    first_at=1.0,
-    last_at=2.0,
-)
 Open = Callable[[], Ledger]
 
 
@@ -159,170 +144,6 @@ def test_an_interrupted_making_is_taken_up(folder: Path, reopen: Open) -> None:
     (folder / MARKER).unlink()
     reopen().put_state("x", b"1")
     assert reopen().get_state("x") == b"1"
-
-
-# -- jobs ---------------------------------------------------------------------------
-
-
-def test_an_accepted_job_is_known_by_id_and_by_content(reopen: Open) -> None:
-    """Its record is found by its id and by the name and bytes that were delivered."""
-    job = job_record()
-    reopen().accept(job, [])
-    ledger = reopen()
-    assert ledger.job(JOB_ID) == job
-    assert ledger.jobs() == [job]
-    assert ledger.delivered("job", job.sha256) == job
-    assert ledger.delivered("other", job.sha256) is None
-    assert ledger.delivered("job", "0" * 64) is None
-
-
-def test_jobs_are_listed_oldest_first(reopen: Open) -> None:
-    """Ids are in order of time, and so are the records."""
-    ledger = reopen()
-    for end in "2", "0", "1":
-        ledger.accept(job_record(JOB_ID[:-1] + end, f"job{end}"), [])
-    assert [job.name for job in ledger.jobs()] == ["job0", "job1", "job2"]
-
-
-def test_invalid_lines_are_kept_with_their_job(reopen: Open) -> None:
-    """The faults of lines that were accepted as dead letters come back by line."""
-    fault = Fault(code="too_deep", message="it is too deep", line=7)
-    reopen().accept(job_record(invalid=1), [InvalidLine(7, fault)])
-    assert reopen().invalid(JOB_ID) == {7: fault}
-
-
-def test_a_finished_job_keeps_its_record_and_letters(reopen: Open) -> None:
-    """What re-deliveries and redrives need stays, what only the run needed goes."""
-    ledger = reopen()
-    job = job_record()
-    ledger.accept(job, [InvalidLine(2, Fault(code="x", message="m"))])
-    ledger.checkpoint(
-        [Checkpoint(JOB_ID, Progress(completed=1), [entry(1)], {3: RETRY}, [dead_letter(2)])]
-    )
-    done = job.model_copy(update={"finished_at": 5.0})
-    ledger.finish(done, ended_job(done))
-    ledger = reopen()
-    assert ledger.job(JOB_ID) == done
-    assert ledger.delivered("job", job.sha256) == done
-    assert list(ledger.dead_letters(JOB_ID)) == [dead_letter(2)]
-    assert ledger.progress(JOB_ID) == Progress()
-    assert (ledger.entries(JOB_ID), ledger.retries(JOB_ID), ledger.invalid(JOB_ID)) == ([], {}, {})
-
-
-def test_a_forgotten_job_is_gone_and_its_neighbours_stay(reopen: Open) -> None:
-    """Forgetting touches the rows of one job alone, and may be repeated."""
-    ledger = reopen()
-    for job_id, name in (JOB_ID, "job"), (OTHER, "other"):
-        ledger.accept(job_record(job_id, name), [])
-        ledger.checkpoint([Checkpoint(job_id, Progress(completed=2), [entry(1), entry(2)])])
-    for _ in range(2):
-        ledger.forget(JOB_ID)
-    ledger = reopen()
-    assert (ledger.job(JOB_ID), ledger.entries(JOB_ID)) == (None, [])
-    assert ledger.delivered("job", job_record().sha256) is None
-    assert ledger.entries(OTHER) == [entry(1), entry(2)]
-    assert ledger.progress(OTHER) == Progress(completed=2)
-
-
-def test_forgetting_an_older_job_keeps_the_newer_ones_delivery(reopen: Open) -> None:
-    """The same file accepted again belongs to the job that it was last."""
-    ledger = reopen()
-    ledger.accept(job_record(), [])
-    ledger.accept(job_record(OTHER), [])
-    ledger.forget(JOB_ID)
-    found = ledger.delivered("job", job_record().sha256)
-    assert found is not None
-    assert found.id == OTHER
-
-
-# -- checkpoints --------------------------------------------------------------------
-
-
-def test_a_checkpoint_counts_as_a_whole(reopen: Open) -> None:
-    """Progress, outcomes, retries, dead letters and state come back together."""
-    progress = Progress(committed=20, admitted=9, completed=1, failed=1)
-    checkpoint = Checkpoint(JOB_ID, progress, [entry(5), entry(1)], {3: RETRY}, [dead_letter(5)])
-    reopen().checkpoint([checkpoint, Checkpoint(OTHER, Progress(admitted=3))], {"hunt": b"h"})
-    ledger = reopen()
-    assert ledger.progress(JOB_ID) == progress
-    assert ledger.progress(OTHER).admitted == 3
-    assert ledger.entries(JOB_ID) == [entry(1), entry(5)]
-    assert ledger.retries(JOB_ID) == {3: RETRY}
-    assert ledger.get_state("hunt") == b"h"
-    ledger.checkpoint([], {"hunt": None})
-    assert reopen().get_state("hunt") is None
-
-
-def test_no_line_ends_twice(reopen: Open) -> None:
-    """A second outcome for a line is a bug that changes nothing."""
-    ledger = reopen()
-    ledger.checkpoint([Checkpoint(JOB_ID, Progress(completed=1), [entry(1)])])
-    with pytest.raises(LedgerError) as caught:
-        ledger.checkpoint([Checkpoint(JOB_ID, Progress(completed=3), [entry(1), entry(2)])])
-    assert caught.value.code == "outcome_twice"
-    ledger = reopen()
-    assert ledger.entries(JOB_ID) == [entry(1)]
-    assert ledger.progress(JOB_ID).completed == 1
-
-
-@pytest.mark.parametrize("count", [0, 1, 1999, 2000, 2001, 6000])
-def test_entries_are_paged_without_a_gap(reopen: Open, count: int) -> None:
-    """Every outcome is walked once and in order, however many pages that takes."""
-    ledger = reopen()
-    lines = [entry(line) for line in range(1, 2 * count, 2)]
-    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), lines)])
-    ledger.checkpoint([Checkpoint(OTHER, Progress(), [entry(1)])])
-    assert list(ledger.all_entries(JOB_ID)) == lines
-
-
-def test_dead_letters_are_paged_without_a_gap(reopen: Open) -> None:
-    """All letters, or those of one job, are walked once and in order."""
-    ledger = reopen()
-    many = [dead_letter(line) for line in range(1, 451)]
-    other = [dead_letter(line, OTHER) for line in range(1, 3)]
-    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=many)])
-    ledger.checkpoint([Checkpoint(OTHER, Progress(), dead=other)])
-    assert list(ledger.dead_letters()) == many + other
-    assert list(ledger.dead_letters(JOB_ID)) == many
-    assert list(ledger.dead_letters(OTHER)) == other
-    assert ledger.dead_count() == 452
-    assert ledger.dead_letter(OTHER, 2) == other[1]
-
-
-def test_letters_may_go_while_they_are_walked(reopen: Open) -> None:
-    """A purge in the middle of a walk neither ends nor repeats it."""
-    ledger = reopen()
-    many = [dead_letter(line) for line in range(1, 601)]
-    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=many)])
-    seen = []
-    for letter in ledger.dead_letters():
-        seen.append(letter.line)
-        ledger.purge([(JOB_ID, letter.line)])
-    assert seen == list(range(1, 601))
-    assert ledger.dead_count() == 0
-
-
-def test_redriven_letters_stay_until_their_new_job_has_answered(reopen: Open) -> None:
-    """While a job runs letters again they are marked, and go when it is finished."""
-    ledger = reopen()
-    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(4), dead_letter(9)])])
-    again = job_record(OTHER, "again", redrive_of=JOB_ID)
-    ledger.accept(again, [], [(1, dead_letter(9))])
-    assert reopen().being_redriven() == {(JOB_ID, 9)}
-    done = again.model_copy(update={"finished_at": 5.0})
-    reopen().finish(done, ended_job(done))
-    ledger = reopen()
-    assert [letter.line for letter in ledger.dead_letters()] == [4]
-    assert ledger.being_redriven() == set()
-
-
-def test_a_redrive_that_was_forgotten_frees_its_letters(reopen: Open) -> None:
-    """A new job that never started leaves the letters to be redriven again."""
-    ledger = reopen()
-    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(4)])])
-    ledger.accept(job_record(OTHER, "again"), [], [(1, dead_letter(4))])
-    ledger.forget(OTHER)
-    assert (ledger.being_redriven(), ledger.dead_count()) == (set(), 1)
 
 
 # -- size ---------------------------------------------------------------------------

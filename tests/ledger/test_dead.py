@@ -1,0 +1,94 @@
+"""The ledger's dead letters: paged, redriven, purged."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from builders import JOB_ID, dead_letter, job_record
+from inbox_daemon.contract.job_documents import ended_job
+from inbox_daemon.contract.records import (
+    Checkpoint,
+    Progress,
+)
+from inbox_daemon.ledger import Ledger
+
+OTHER = JOB_ID[:-1] + "1"
+Open = Callable[[], Ledger]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The ledger's folder."""
+    path = tmp_path / "ledger"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def reopen(folder: Path) -> Iterator[Open]:
+    """Open the ledger, after closing the one that was open: as another daemon would find it."""
+    held: list[Ledger] = []
+
+    def reopen() -> Ledger:
+        while held:
+            held.pop().close()
+        held.append(Ledger(folder))
+        return held[-1]
+
+    yield reopen
+    while held:
+        held.pop().close()
+
+
+# -- checkpoints --------------------------------------------------------------------
+
+
+def test_dead_letters_are_paged_without_a_gap(reopen: Open) -> None:
+    """All letters, or those of one job, are walked once and in order."""
+    ledger = reopen()
+    many = [dead_letter(line) for line in range(1, 451)]
+    other = [dead_letter(line, OTHER) for line in range(1, 3)]
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=many)])
+    ledger.checkpoint([Checkpoint(OTHER, Progress(), dead=other)])
+    assert list(ledger.dead_letters()) == many + other
+    assert list(ledger.dead_letters(JOB_ID)) == many
+    assert list(ledger.dead_letters(OTHER)) == other
+    assert ledger.dead_count() == 452
+    assert ledger.dead_letter(OTHER, 2) == other[1]
+
+
+def test_letters_may_go_while_they_are_walked(reopen: Open) -> None:
+    """A purge in the middle of a walk neither ends nor repeats it."""
+    ledger = reopen()
+    many = [dead_letter(line) for line in range(1, 601)]
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=many)])
+    seen = []
+    for letter in ledger.dead_letters():
+        seen.append(letter.line)
+        ledger.purge([(JOB_ID, letter.line)])
+    assert seen == list(range(1, 601))
+    assert ledger.dead_count() == 0
+
+
+def test_redriven_letters_stay_until_their_new_job_has_answered(reopen: Open) -> None:
+    """While a job runs letters again they are marked, and go when it is finished."""
+    ledger = reopen()
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(4), dead_letter(9)])])
+    again = job_record(OTHER, "again", redrive_of=JOB_ID)
+    ledger.accept(again, [], [(1, dead_letter(9))])
+    assert reopen().being_redriven() == {(JOB_ID, 9)}
+    done = again.model_copy(update={"finished_at": 5.0})
+    reopen().finish(done, ended_job(done))
+    ledger = reopen()
+    assert [letter.line for letter in ledger.dead_letters()] == [4]
+    assert ledger.being_redriven() == set()
+
+
+def test_a_redrive_that_was_forgotten_frees_its_letters(reopen: Open) -> None:
+    """A new job that never started leaves the letters to be redriven again."""
+    ledger = reopen()
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(4)])])
+    ledger.accept(job_record(OTHER, "again"), [], [(1, dead_letter(4))])
+    ledger.forget(OTHER)
+    assert (ledger.being_redriven(), ledger.dead_count()) == (set(), 1)

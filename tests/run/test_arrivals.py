@@ -1,0 +1,201 @@
+"""Arrivals: a result, another attempt, a dead letter, or a wait for the server."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from inbox_daemon.cli.views import read_status
+from inbox_daemon.contract.json_schemas import json_schema
+from inbox_daemon.contract.records import DeadReason
+from inbox_daemon.publish.verify import verify_published
+from inbox_daemon.run import arrivals, suspects
+from scripted_runner import Bench, line
+
+Make = Callable[..., Bench]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the pauses, but make them short."""
+    monkeypatch.setattr(arrivals, "BACKOFF_BASE_S", 0.0005)
+    monkeypatch.setattr(arrivals, "REFUSED_PAUSE_S", 0.01)
+    monkeypatch.setattr(suspects, "DOUBT_BASE_S", 0.01)
+    monkeypatch.setattr(suspects, "DOUBT_CAP_S", 0.01)
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    """Make benches on one spool, the last one closed at the end."""
+    made: list[Bench] = []
+
+    def make(**options: Any) -> Bench:  # noqa: ANN401 - as Bench takes them
+        made.append(Bench(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    if made:
+        await made[-1].crash()
+
+
+def ids(count: int) -> list[str]:
+    """r0, r1 and so on."""
+    return [f"r{number}" for number in range(count)]
+
+
+def prove(bench: Bench, name: str = "job") -> None:
+    """Hold a published folder to its own proof and to the schemas."""
+    folder = bench.spool.outbox / name
+    status = read_status(folder)
+    assert status is not None
+    (record,) = [record for record in bench.ledger.jobs() if record.name == name]
+    assert verify_published(folder, status, record).faults == []
+    schema = jsonschema.Draft202012Validator(json_schema("output"))
+    for file in ("output.jsonl", "errors.jsonl"):
+        for output in bench.lines(file, name):
+            schema.validate(output)
+
+
+# -- answers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [500, 503, 408, 429, "timeout", "reset"])
+async def test_a_failure_of_the_moment_is_tried_again(make: Make, step: object) -> None:
+    """With the engine alive a request may fail, and succeed at a further attempt."""
+    bench = make()
+    bench.add(line("a", step, step), line("b"))
+    await bench.finish()
+    assert bench.ids() == ["a", "b"]
+    assert bench.engine.attempts["a"] == 3
+    assert list(bench.ledger.dead_letters()) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"), [(500, "max_attempts"), ("timeout", "timeout"), (408, "timeout")]
+)
+async def test_a_request_that_fails_too_often_becomes_a_dead_letter(
+    make: Make, step: object, reason: str
+) -> None:
+    """After max_attempts it is set aside with its history, and can be run again."""
+    bench = make(run={"max_attempts": 3})
+    bench.add(line("a", *[step] * 9), line("b"))
+    await bench.finish()
+    assert (bench.ids(), bench.codes()) == (["b"], {"a": reason})
+    (letter,) = bench.ledger.dead_letters()
+    assert (letter.reason, letter.retry_count) == (reason, 2)
+    assert bench.engine.attempts["a"] == 3
+    retry = (bench.spool.outbox / "job" / "retry.jsonl").read_bytes()
+    assert retry == line("a", *[step] * 9)
+    prove(bench)
+
+
+async def test_a_job_may_choose_its_own_number_of_attempts(make: Make) -> None:
+    """The options of a job win over the configuration."""
+    bench = make(run={"max_attempts": 3})
+    bench.add(line("a", 500), max_attempts=1)
+    await bench.finish()
+    assert bench.engine.attempts["a"] == 1
+    assert bench.codes() == {"a": "max_attempts"}
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+async def test_a_wrong_request_is_a_dead_letter_at_once(make: Make, status: int) -> None:
+    """The engine's own words are kept, and nothing is tried again."""
+    bench = make()
+    bench.add(line("a", status), line("b"))
+    await bench.finish()
+    assert bench.engine.attempts["a"] == 1
+    (letter,) = bench.ledger.dead_letters()
+    assert (letter.reason, letter.code) == (DeadReason.INVALID_REQUEST, f"E{status}")
+    assert (letter.message, letter.http_status) == (f"status {status}", status)
+    assert bench.lines("errors.jsonl")[0]["response"]["body"]["error"]["type"] == f"E{status}"
+
+
+async def test_a_wrong_request_after_failures_counts_all_attempts(make: Make) -> None:
+    """The letter tells how many further attempts there were, of whatever kind."""
+    bench = make()
+    bench.add(line("a", 500, 500, 400))
+    await bench.finish()
+    (letter,) = bench.ledger.dead_letters()
+    assert letter.retry_count == 2
+
+
+async def test_a_refusal_of_the_daemon_is_nobodys_fault(make: Make) -> None:
+    """401 holds the work until the server accepts us; no request is charged."""
+    bench = make(window=2, run={"max_attempts": 1})
+    bench.engine.refusing = 401
+    bench.add(*map(line, "abc"))
+    async with bench.running():
+        await bench.until(lambda: len(bench.engine.sent) >= 8)
+        bench.engine.refusing = None
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.ids() == ["a", "b", "c"]
+    assert bench.problem is None
+
+
+async def test_what_holds_the_work_is_said(make: Make) -> None:
+    """While the server refuses us the operator is told to act."""
+    bench = make(window=1)
+    bench.add(line("a", *[401] * 500))
+    async with bench.running():
+        await bench.until(lambda: bench.problem)
+        assert "401" in str(bench.problem)
+    assert list(bench.ledger.dead_letters()) == []
+
+
+@pytest.mark.parametrize("window", [1, 3])
+async def test_a_request_that_alone_is_refused_is_buried(make: Make, window: int) -> None:
+    """Where others are answered meanwhile, the refusal is of the request and not of us."""
+    bench = make(window=window, run={"max_attempts": 2})
+    bench.add(line("forbidden", *[403] * 99), *map(line, ids(6)))
+    await bench.finish()
+    assert bench.ids() == ids(6)
+    assert bench.lines("errors.jsonl")[0]["custom_id"] == "forbidden"
+    assert bench.lines("errors.jsonl")[0]["response"]["status_code"] == 403
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_the_last_request_alone_is_refused(make: Make, status: int) -> None:
+    """Where nothing else is left that could show it, the server is asked whether it means us."""
+    bench = make(run={"max_attempts": 2})
+    bench.engine.accepting = True
+    bench.add(line("forbidden", *[status] * 99), line("fine"))
+    await bench.finish()
+    assert bench.ids() == ["fine"]
+    assert bench.ids("errors.jsonl") == ["forbidden"]
+    assert bench.problem is None
+
+
+async def test_the_refused_and_the_put_off_do_not_wait_for_each_other(make: Make) -> None:
+    """A job that has only such requests left, and cancelled ones beside, comes to its end."""
+    bench = make(window=4, run={"max_attempts": 2})
+    bench.engine.accepting = True
+    other = bench.add(line("gone", *[403] * 99), name="other", number=2)
+    bench.add(line("poison", *["die"] * 50), line("forbidden", *[403] * 99), line("fine"))
+    async with bench.running():
+        await bench.until(lambda: "gone" in bench.engine.sent)
+        await bench.queue.end(other, DeadReason.CANCELLED)
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.ids() == ["fine"]
+    assert bench.codes()["poison"] == "poison"
+    assert bench.lines("errors.jsonl")[1]["response"]["status_code"] == 403
+
+
+@pytest.mark.parametrize(("status", "accepting"), [(403, False), (401, True), (407, True)])
+async def test_a_server_that_may_mean_us_is_waited_for(
+    make: Make,
+    status: int,
+    accepting: bool,  # noqa: FBT001 - a table
+) -> None:
+    """One that does not know us may show its models to everybody: that proves nothing."""
+    bench = make(run={"max_attempts": 1})
+    bench.engine.accepting, bench.engine.refusing = accepting, status
+    bench.add(line("a"), line("b"))
+    async with bench.running():
+        await bench.until(lambda: len(bench.engine.sent) >= 8)
+        assert bench.problem
+        bench.engine.refusing = None
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.ids() == ["a", "b"]

@@ -1,0 +1,118 @@
+"""outbox/: results and notices, whole or not at all."""
+
+import os
+from pathlib import Path
+
+import orjson
+import pytest
+
+from builders import JOB_ID, make_spool
+from inbox_daemon.spool import Spool
+
+NOTICE = b'{"id": "x", "status": "failed"}'
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool."""
+    return make_spool(tmp_path)
+
+
+def names(folder: Path) -> set[str]:
+    """What lies in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+# -- jobs ---------------------------------------------------------------------------
+
+
+def build(spool: Spool, name: str = "job") -> None:
+    """Make the folder that will be published."""
+    folder = spool.build_path(JOB_ID)
+    folder.mkdir(parents=True)
+    (folder / "output.jsonl").write_bytes(b"{}\n")
+    (folder / "status.json").write_bytes(orjson.dumps({"id": JOB_ID, "name": name}))
+
+
+# -- notices ------------------------------------------------------------------------
+
+
+def test_a_notice_appears_whole_and_is_replaced_by_a_newer(spool: Spool) -> None:
+    """outbox/NAME/status.json tells a refusal where no results lie."""
+    assert spool.put_notice("job", NOTICE)
+    assert spool.put_notice("job", b'{"id": "y"}')
+    assert spool.read_status("job") == {"id": "y"}
+    assert not spool.holds_results("job")
+    assert names(spool.claimed) == set()
+
+
+@pytest.mark.parametrize("occupant", ["results", "stranger", "file", "dangling"])
+def test_a_notice_never_disturbs_anything_else(spool: Spool, occupant: str) -> None:
+    """Where results, strangers' files or no folder at all stand, no notice is put."""
+    place = spool.outbox / "job"
+    if occupant == "file":
+        place.write_bytes(b"mine")
+    elif occupant == "dangling":
+        place.symlink_to("nowhere")
+    else:
+        place.mkdir()
+        (place / ("output.jsonl" if occupant == "results" else "notes.txt")).write_bytes(b"mine")
+    assert not spool.put_notice("job", NOTICE)
+    assert not (place / "status.json").exists()
+
+
+def test_clearing_a_notice_clears_nothing_else(spool: Spool) -> None:
+    """Results stay, a notice goes, and nothing is no error."""
+    build(spool)
+    spool.publish(JOB_ID, "job")
+    spool.put_notice("refused", NOTICE)
+    for name in "job", "refused", "nothing":
+        spool.clear_notice(name)
+    assert names(spool.outbox) == {"job"}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_a_status_that_cannot_be_read_is_none(spool: Spool, content: bytes) -> None:
+    """Whatever lies there is not mistaken for a job's status."""
+    (spool.outbox / "job").mkdir()
+    (spool.outbox / "job" / "status.json").write_bytes(content)
+    assert spool.read_status("job") is None
+    assert spool.published_as(JOB_ID, "job") is None
+
+
+def test_the_services_health_is_replaced_whole(spool: Spool) -> None:
+    """Readers of outbox/ never see a temporary name."""
+    for content in (b"one", b"two"):
+        spool.write_service_status(content)
+        assert (spool.outbox / "status.json").read_bytes() == content
+        assert names(spool.outbox) == {"status.json"}
+
+
+def test_what_is_published_belongs_to_the_outboxs_group(spool: Spool) -> None:
+    """A web app in the group of outbox/ can read what appears there, and nobody else."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to any group")
+    os.chown(spool.outbox, -1, 4242)
+    spool.put_notice("job", NOTICE)
+    spool.put_notice("job", NOTICE)
+    spool.write_service_status(b"{}")
+    for path in (spool.outbox / "job", *spool.outbox.glob("**/*.json")):
+        assert path.stat().st_gid == 4242
+        assert path.stat().st_mode & 0o007 == 0
+        assert path.stat().st_mode & 0o040
+
+
+# -- retention of the outbox --------------------------------------------------------
+
+
+def test_published_folders_are_listed_and_removed_whole(spool: Spool) -> None:
+    """Only folders with a status are the daemon's to remove, and then out of sight at once."""
+    build(spool)
+    spool.publish(JOB_ID, "job")
+    (spool.outbox / "stranger").mkdir()
+    spool.write_service_status(b"{}")
+    listed = list(spool.published_folders())
+    assert [(name, size > 3) for name, _, size in listed] == [("job", True)]
+    spool.remove_published("job")
+    assert names(spool.outbox) == {"stranger", "status.json"}
+    assert names(spool.claimed) == set()

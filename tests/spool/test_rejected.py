@@ -1,0 +1,77 @@
+"""rejected/: a file beside its reason, whatever lay there before."""
+
+from pathlib import Path
+
+import pytest
+
+from builders import JOB_ID, make_spool
+from inbox_daemon.contract.documents import Fault
+from inbox_daemon.contract.job_documents import pretty, reason
+from inbox_daemon.contract.states import Priority
+from inbox_daemon.spool import Spool
+from inbox_daemon.spool.entries import Signature
+
+NORMAL = Priority.NORMAL
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool."""
+    return make_spool(tmp_path)
+
+
+def names(folder: Path) -> set[str]:
+    """What lies in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+def drop(spool: Spool, name: str, content: bytes = b"{}\n", lane: Priority = NORMAL) -> Signature:
+    """Put a file into inbox/ and say what it looks like."""
+    path = spool.lane(lane) / name
+    path.write_bytes(content)
+    return Signature.of(path.lstat())
+
+
+# -- refusals -----------------------------------------------------------------------
+
+
+def refuse(spool: Spool, job_id: str, file: str, source: Path) -> None:
+    """Carry out a refusal."""
+    why = reason(job_id, "job", [Fault(code="x", message="m")], 1.0, file=file)
+    spool.reject(job_id, file, pretty(why), source, lambda _: None)
+
+
+def test_a_refused_file_lies_beside_its_reason(spool: Spool) -> None:
+    """Both are in rejected/ and nothing is left of the way there."""
+    spool.claim_path(JOB_ID).write_bytes(b"bad")
+    refuse(spool, JOB_ID, "job.jsonl", spool.claim_path(JOB_ID))
+    assert names(spool.rejected) == {"job.jsonl", "job.reason.json"}
+    assert names(spool.claimed) == set()
+
+
+@pytest.mark.parametrize("taken", ["job.jsonl", "job.reason.json"])
+def test_a_second_refusal_lies_beside_the_first(spool: Spool, taken: str) -> None:
+    """A name of which the file or the reason is there gets the id."""
+    assert spool.rejected_as("job", ".jsonl", JOB_ID) == "job"
+    (spool.rejected / taken).touch()
+    assert spool.rejected_as("job", ".jsonl", JOB_ID) == f"job.{JOB_ID}"
+
+
+def test_a_control_file_is_refused_under_its_own_name(spool: Spool) -> None:
+    """NAME.cancel lies in rejected/ with NAME.cancel.reason.json."""
+    drop(spool, "job.cancel", b"?")
+    refuse(spool, JOB_ID, "job.cancel", spool.inbox / "job.cancel")
+    assert names(spool.rejected) == {"job.cancel", "job.cancel.reason.json"}
+
+
+def test_refusals_are_listed_with_their_files_and_removed_whole(spool: Spool) -> None:
+    """What retention removes is a refusal with all that belongs to it, and nothing beside."""
+    for number, file in enumerate(("a.jsonl", "b.cancel")):
+        (spool.inbox / file).write_bytes(b"1234")
+        refuse(spool, JOB_ID[:-1] + str(number), file, spool.inbox / file)
+    (spool.rejected / "stray").touch()
+    listed = {tuple(files): size for files, _, size in spool.rejections()}
+    assert set(listed) == {("a.jsonl", "a.reason.json"), ("b.cancel", "b.cancel.reason.json")}
+    assert all(size > 4 for size in listed.values())
+    spool.remove_rejection(["a.jsonl", "a.reason.json"])
+    assert names(spool.rejected) == {"b.cancel", "b.cancel.reason.json", "stray"}
