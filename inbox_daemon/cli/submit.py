@@ -85,15 +85,12 @@ def outcome(spool: Spool, dropped: Dropped) -> JobStatus | Refusal | None:
             return found
     for name in (dropped.name, *_siblings(spool.rejected, dropped.name, ".reason.json")):
         reason = views.read_reason(spool.rejected / f"{name}.reason.json")
-        if reason is not None and _is_of(reason, dropped):
+        if reason is None or reason.name != dropped.name or reason.rejected_at < dropped.at - 1:
+            continue
+        # One that was refused before it was claimed, as for its size, has no checksum.
+        if reason.sha256 in {None, dropped.sha256}:
             return reason
     return None
-
-
-def _is_of(reason: Refusal, dropped: Dropped) -> bool:
-    # One that was refused before it was claimed, such as a file too large, has no checksum.
-    same = reason.name == dropped.name and reason.sha256 in {None, dropped.sha256}
-    return same and reason.rejected_at >= dropped.at - 1
 
 
 def _siblings(folder: Path, name: str, suffix: str = "") -> list[str]:
@@ -162,7 +159,11 @@ def check(path: Path, config: Config, say: Callable[[str], None]) -> bool:
     """
     try:
         whole = _check_whole(path, config)
-        found = Validation() if whole else _check_lines(path, config)
+        found = Validation()
+        if whole is None:
+            name = config.engine.served_name
+            served = Served(name or None, frozenset([name] if name else []))
+            found = validate_file(path, config.limits, served, keep_invalid=True)
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror}"
         raise SenderError("unreadable", msg) from None
@@ -188,9 +189,3 @@ def _check_whole(path: Path, config: Config) -> Fault | None:
     with path.open("rb") as file:
         form = gate.foreign_format(file.read(gate.HEAD_BYTES))
     return gate.encoded(form) if form else check_bytes(path.stat().st_size, config.limits)
-
-
-def _check_lines(path: Path, config: Config) -> Validation:
-    name = config.engine.served_name
-    served = Served(name or None, frozenset([name] if name else []))
-    return validate_file(path, config.limits, served, keep_invalid=True)

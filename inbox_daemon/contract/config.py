@@ -359,15 +359,14 @@ def _explain(error: ValidationError, source: Path | None) -> str:
 
 def _explain_json() -> str:
     """Name the variables that hold a list or a table and are no JSON."""
-    bad = [name for name in _json_variables() if not _is_json(os.environ.get(name, "{}"))]
+    bad = [
+        _variable(name)
+        for name, field in _fields(Config)
+        if (_section(field) is not None or isinstance(field.default, list | dict))
+        and not _is_json(os.environ.get(_variable(name), "{}"))
+    ]
     example = """'["--flag"]' or '{"KEY": "value"}'"""
     return f"the environment's {', '.join(bad)} must be written as JSON, such as {example}"
-
-
-def _json_variables() -> Iterator[str]:
-    for name, field in _fields(Config):
-        if _section(field) is not None or isinstance(field.default, list | dict):
-            yield _variable(name)
 
 
 def _is_json(text: str) -> bool:

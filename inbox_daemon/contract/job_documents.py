@@ -158,26 +158,22 @@ def reason(  # noqa: PLR0913 - the parts of one document
     file: str | None = None,
 ) -> Refusal:
     """Why a drop was refused; `name` is escaped already, `count` counts all faults."""
-    first = faults[0]
+    first, found = faults[0], max(count, len(faults))
+    where = f"line {first.line}: " if first.line else ""
+    more = f" (and {found - 1} more)" if found > 1 else ""
     return Refusal(
         id=job_id,
         name=name,
         rejected_at=now,
         retryable=all(fault.code in RETRYABLE for fault in faults),
         code=first.code,
-        message=_refusal_words(first, max(count, len(faults))),
-        fault_count=max(count, len(faults)),
+        message=f"the file was refused: {where}{first.message}{more}",
+        fault_count=found,
         faults=faults[:MAX_LISTED_FAULTS],
         sha256=sha256,
         bytes=size,
         file=file,
     )
-
-
-def _refusal_words(first: Fault, count: int) -> str:
-    where = f"line {first.line}: " if first.line else ""
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    return f"the file was refused: {where}{first.message}{more}"
 
 
 def refused_status(why: Refusal, requests: int) -> JobStatus:
@@ -246,4 +242,15 @@ def recent_ended(ended: Ended) -> RecentJob:
         completed=ended.completed,
         failed=ended.failed,
         message=ended.message,
+    )
+
+
+def recent_redelivered(record: JobRecord, now: float) -> RecentJob:
+    """Return a job that was delivered again, at `now` in seconds since 1970, for the status."""
+    return RecentJob(
+        id=record.id,
+        name=record.name,
+        status="redelivered",
+        at=int(now),
+        message=f"the same file as job {record.id}; it is not run again",
     )

@@ -45,10 +45,11 @@ def parse_load(text: str) -> Load:
     except ValueError:
         return Load()
     kv_use = values.get(_KV_USE) or values.get(_KV_USE_OLD)
+    highest = max(kv_use) if kv_use else math.nan
     return Load(
         running=_total(values.get(_RUNNING)),
         waiting=_total(values.get(_WAITING)),
-        kv_cache_use=_share(kv_use),
+        kv_cache_use=highest if 0 <= highest <= 1 else None,
         preemptions=_total(values.get(_PREEMPTIONS)),
         tokens=_total(values.get(_PROMPT_TOKENS, []) + values.get(_GENERATED_TOKENS, [])),
     )
@@ -60,11 +61,6 @@ def _values(text: str) -> dict[str, list[float]]:
         for sample in family.samples:
             values[sample.name].append(sample.value)
     return values
-
-
-def _share(values: list[float] | None) -> float | None:
-    highest = max(values) if values else math.nan
-    return highest if 0 <= highest <= 1 else None
 
 
 def _total(values: list[float] | None) -> int | None:

@@ -41,7 +41,8 @@ class EnergyMeter:
         used = None
         if 0 <= passed_s <= MAX_GAP_S:
             used = self._counted(energy_j, passed_s)
-            used = self._integrated(power_w, passed_s) if used is None else used
+            if used is None and power_w is not None and self._power_w is not None:
+                used = (power_w + self._power_w) / 2 * passed_s
         self._now, self._energy_j, self._power_w = now, energy_j, power_w
         return used
 
@@ -50,11 +51,6 @@ class EnergyMeter:
         if energy_j is None or self._energy_j is None:
             return None
         return _within(energy_j - self._energy_j, MAX_POWER_W * (passed_s + COUNTER_LAG_S))
-
-    def _integrated(self, power_w: float | None, passed_s: float) -> float | None:
-        if power_w is None or self._power_w is None:
-            return None
-        return (power_w + self._power_w) / 2 * passed_s
 
 
 def _within(figure: float | None, most: float) -> float | None:

@@ -102,7 +102,10 @@ class ThermalGovernor:
             return Allowance(
                 GovernorState.SHRINK, factor, _share_words(what, factor), "heat and throttling"
             )
-        return _slowed(self._slowed_for) if slowed else OPEN
+        if not slowed:
+            return OPEN
+        words = _share_words(f"the GPU slows itself down for {self._slowed_for}", THROTTLED_FACTOR)
+        return Allowance(GovernorState.SHRINK, THROTTLED_FACTOR, words, "throttling")
 
     def _read(self, temperature_c: float | None) -> None:
         if temperature_c is not None and math.isfinite(temperature_c):
@@ -124,11 +127,6 @@ class ThermalGovernor:
         ):
             return GovernorState.SHRINK
         return GovernorState.OPEN
-
-
-def _slowed(what_for: str) -> Allowance:
-    words = _share_words(f"the GPU slows itself down for {what_for}", THROTTLED_FACTOR)
-    return Allowance(GovernorState.SHRINK, THROTTLED_FACTOR, words, "throttling")
 
 
 def _share_words(what: str, factor: float) -> str:

@@ -148,7 +148,8 @@ class NvmlGpu:
             raise
         try:
             self._handle = _find(nvml, self._index)
-            self._name = _text(nvml.nvmlDeviceGetName(self._handle))
+            name = nvml.nvmlDeviceGetName(self._handle)  # bytes, in older releases of pynvml
+            self._name = name.decode(errors="replace") if isinstance(name, bytes) else name
         except BaseException:
             self._reset(initialised=True)
             raise
@@ -266,10 +267,6 @@ def _percent(part: int | None, whole: int | None) -> float | None:
 
 def _thousandth(figure: int | None) -> float | None:
     return None if figure is None else figure / 1000
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else name
 
 
 def main(arguments: list[str]) -> int:

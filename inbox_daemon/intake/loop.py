@@ -19,7 +19,7 @@ from inbox_daemon.contract import job_documents, limits
 from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.facts import IntakeFacts
-from inbox_daemon.contract.health_documents import RecentJob, WaitingDrop
+from inbox_daemon.contract.health_documents import WaitingDrop
 from inbox_daemon.contract.names import escape, is_control_name, is_sidecar, job_of_sidecar
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake import control, gate
@@ -295,11 +295,6 @@ class Intake:
             log.warning("job_rejected", extra={"job": why.name, "code": why.code})
         elif answer.redelivered is not None:
             job = answer.redelivered
-            self.queue.note(_recent_redelivered(job.id, job.name))
+            self.queue.note(job_documents.recent_redelivered(job, time.time()))
             log.info("job_redelivered", extra={"job": job.name, "id": job.id})
         self.on_change()
-
-
-def _recent_redelivered(job_id: str, name: str) -> RecentJob:
-    words = f"the same file as job {job_id}; it is not run again"
-    return RecentJob(id=job_id, name=name, status="redelivered", at=int(time.time()), message=words)

@@ -62,16 +62,14 @@ class Endings(Store):
 
     def unseen(self, consumer: str) -> list[tuple[int, Ended]]:
         """Return what a consumer has not seen yet, oldest first, a page of it."""
-        return self.endings(self._seen(consumer))
+        with self._read() as txn:
+            mark = txn.get(_mark_key(consumer), default=b"0", db=self._db["meta"])
+        return self.endings(int(mark))
 
     def mark_seen(self, consumer: str, number: int) -> None:
         """Note that a consumer has seen everything up to `number`."""
         with self._write() as txn:
             txn.put(_mark_key(consumer), b"%d" % number, db=self._db["meta"])
-
-    def _seen(self, consumer: str) -> int:
-        with self._read() as txn:
-            return int(txn.get(_mark_key(consumer), default=b"0", db=self._db["meta"]))
 
 
 def _mark_key(consumer: str) -> bytes:

@@ -13,7 +13,7 @@ import orjson
 
 from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.errors import LedgerError
-from inbox_daemon.contract.records import Checkpoint, DeadLetter, OutcomeAt, Progress, RetryRecord
+from inbox_daemon.contract.records import Checkpoint, OutcomeAt, Progress, RetryRecord
 from inbox_daemon.ledger.store import Store, line_key, line_of
 
 _PAGE_OF_ENTRIES = 2000
@@ -30,7 +30,13 @@ class Lines(Store):
         `state` sets small values of the runner in the same transaction; None removes.
         """
         # Dead letters hold their requests, so they are what can be large.
-        rows = [[_row(letter) for letter in checkpoint.dead] for checkpoint in checkpoints]
+        rows = [
+            [
+                (line_key(letter.job_id, letter.line), orjson.dumps(letter.model_dump(mode="json")))
+                for letter in checkpoint.dead
+            ]
+            for checkpoint in checkpoints
+        ]
         with self._write(sum(len(row[1]) for part in rows for row in part)) as txn:
             for checkpoint, dead in zip(checkpoints, rows, strict=True):
                 self._apply(txn, checkpoint, dead)
@@ -111,7 +117,3 @@ class Lines(Store):
             txn.delete(key.encode(), db=self._db["meta"])
         else:
             txn.put(key.encode(), value, db=self._db["meta"])
-
-
-def _row(letter: DeadLetter) -> tuple[bytes, bytes]:
-    return line_key(letter.job_id, letter.line), orjson.dumps(letter.model_dump(mode="json"))

@@ -102,14 +102,10 @@ def _retain_records(
     lettered = {job_id for job_id, _, _ in ledger.dead_sizes()}
     gone = 0
     for record in jobs.values():
-        over = _is_over(record, config, now) and record.id not in lettered
-        if over and spool.published_as(record.id, record.name) is None:
+        ended = record.finished_at
+        if ended is None or now - ended <= config.intake.dedup_days * _DAY_S:
+            continue
+        if record.id not in lettered and spool.published_as(record.id, record.name) is None:
             ledger.forget(record.id)
             gone += 1
     return gone
-
-
-def _is_over(record: JobRecord, config: Config, now: float) -> bool:
-    if record.finished_at is None:
-        return False
-    return now - record.finished_at > config.intake.dedup_days * _DAY_S

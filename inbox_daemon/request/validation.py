@@ -126,7 +126,9 @@ def validate_lines(
             fault = error.fault.model_copy(update={"line": number})
         if fault is not None:  # only now, as the exception keeps what was parsed
             custom_id = custom_id_of(line)
-            _note(found, fault)
+            found.faults += 1
+            if len(found.listed) < limit_rules.MAX_LISTED_FAULTS:
+                found.listed.append(fault)
             if keep_invalid:
                 found.invalid.append(InvalidLine(number, fault))
         found.digest.add(number, custom_id)
@@ -137,12 +139,6 @@ def validate_lines(
         found.faults += 1
         found.listed = [found.fatal, *found.listed][: limit_rules.MAX_LISTED_FAULTS]
     return found
-
-
-def _note(found: Validation, fault: Fault) -> None:
-    found.faults += 1
-    if len(found.listed) < limit_rules.MAX_LISTED_FAULTS:
-        found.listed.append(fault)
 
 
 class _Checker:
@@ -190,7 +186,10 @@ class _Checker:
         )
         first = self._custom_ids.setdefault(short, number)
         if first != number:
-            raise _duplicate(first)
+            message = (
+                f"the custom_id was used in line {first} already; each must be unique in a file"
+            )
+            raise LineFaultError("duplicate_custom_id", message, "custom_id")
         named = body.get("model")
         if named != self._named:
             self._check_model(named)
@@ -202,20 +201,11 @@ class _Checker:
         if model is not None:
             # One that is not served must not decide what the others have to agree with.
             if self._served.names and model not in self._served.names:
-                raise _unknown_model(model, self._served.names)
+                known = ", ".join(sorted(self._served.names))
+                message = f"the model {model[:60]!a} is not served here; use {known}, or name none"
+                raise LineFaultError("unknown_model", message, "body.model")
             self._model = self._model or model
             if model != self._model:
                 message = "the lines name different models; send one file for each"
                 raise LineFaultError("mixed_models", message, "body.model")
         self._named = named
-
-
-def _duplicate(first: int) -> LineFaultError:
-    message = f"the custom_id was used in line {first} already; each must be unique in a file"
-    return LineFaultError("duplicate_custom_id", message, "custom_id")
-
-
-def _unknown_model(model: str, names: frozenset[str]) -> LineFaultError:
-    known = ", ".join(sorted(names))
-    message = f"the model {model[:60]!a} is not served here; use {known}, or name none"
-    return LineFaultError("unknown_model", message, "body.model")

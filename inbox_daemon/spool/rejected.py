@@ -81,12 +81,10 @@ class Rejections(Layout):
         """
         for reason in sorted(self.rejected.glob("*.reason.json")):
             stem = reason.name.removesuffix(".reason.json")
-            names = [n for n in (f"{stem}.jsonl", stem, reason.name) if self._refused(n)]
+            refused = (f"{stem}.jsonl", stem, reason.name)
+            names = [name for name in refused if os.path.lexists(self.rejected / name)]
             size = sum((self.rejected / name).lstat().st_blocks * 512 for name in names)
             yield names, reason.lstat().st_mtime, size
-
-    def _refused(self, name: str) -> bool:
-        return os.path.lexists(self.rejected / name)
 
     def remove_rejection(self, names: list[str]) -> None:
         """Remove the files of one refusal, its reason last."""

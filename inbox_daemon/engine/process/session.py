@@ -68,7 +68,8 @@ def members(leader: Leader) -> list[int]:
     """Find the living processes of the leader's session, the leader included."""
     if leader.boot_id != _boot_id():
         return []
-    processes = [process for pid in _pids() if (process := _read(pid))]
+    pids = (int(name) for name in os.listdir(_PROC) if name.isdecimal())  # noqa: PTH208 - fast
+    processes = [process for pid in pids if (process := _read(pid))]
     if any(found.pid == leader.pid and found.started != leader.started for found in processes):
         return []  # a number is given again only when the whole session has ended
     return [
@@ -161,10 +162,6 @@ async def _gone(leader: Leader, patience_s: float) -> bool:
             return False
         await asyncio.sleep(_POLL_S)
     return True
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]  # noqa: PTH208 - the fast one
 
 
 def _read(pid: int) -> _Process | None:
