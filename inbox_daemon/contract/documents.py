@@ -8,20 +8,12 @@ Units: times ending in `_at` are seconds since 1970 (UTC), `_s` seconds, `_bytes
 bytes, `_c` degrees Celsius, `_w` watts, `_j` joules, `_percent` 0 to 100.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from inbox_daemon.contract.states import BatchStatus
 
-URLS = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/embeddings",
-    "/v1/score",
-    "/v1/rerank",
-)
 MAX_CUSTOM_ID = 512
 # Ten years: further off, the end of a job is no number that a calendar has.
 MAX_EXPIRES_IN_S = 315_360_000
@@ -34,6 +26,7 @@ Url = Literal[
     "/v1/score",
     "/v1/rerank",
 ]
+URLS: tuple[str, ...] = get_args(Url)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Tally = Annotated[int, Field(ge=0)]

@@ -1,11 +1,12 @@
 """outbox/status.json tells the truth at all times, and the daemon stays small."""
 
 import json
+import socket
 
 import pytest
 
-from daemon_process import MakeDaemon
-from job_files import chats
+from daemon_process import MakeDaemon, inbox_daemon
+from job_files import Json, chats
 from status_watch import StatusWatch
 
 MAX_BYTES = 100 * 1024 * 1024
@@ -115,3 +116,58 @@ def test_documents_are_never_seen_half_written(start_daemon: MakeDaemon) -> None
             if number >= 11 and len(watch.seen) > 2:
                 break
     assert len(watch.seen) > 2
+
+
+def reason_to_stand_still(status: Json) -> tuple[str, str | None]:
+    """What the worker shows, as an operator reads it."""
+    return status["worker"]["state"], status["worker"]["code"]
+
+
+def test_a_job_paused_by_its_name_is_shown_as_that(start_daemon: MakeDaemon) -> None:
+    """The only job is paused: the status says so under its code, and how to go on."""
+    daemon = start_daemon()
+    inbox_daemon("pause", "--config", daemon.config)
+    daemon.drop("job", chats(3))
+    daemon.wait_active("job")
+    inbox_daemon("pause", "job", "--config", daemon.config)
+    inbox_daemon("resume", "--config", daemon.config)
+    shown = daemon.wait_status(lambda s: s["worker"]["code"] == "jobs_paused", "the job's pause")
+    assert reason_to_stand_still(shown) == ("paused", "jobs_paused")
+    assert "inbox-daemon resume NAME" in shown["worker"]["reason"]
+    inbox_daemon("resume", "job", "--config", daemon.config)
+    assert len(daemon.check_results("job", chats(3)).results) == 3
+    idle = daemon.wait_status(lambda s: not s["jobs"], "no job")
+    assert reason_to_stand_still(idle) == ("idle", None)
+
+
+def test_a_full_disk_is_shown_by_its_code(make_daemon: MakeDaemon) -> None:
+    """Below the floor of free space nothing is sent, and the service is unhealthy."""
+    daemon = make_daemon(disk={"min_free_bytes": 1 << 52}).start()
+    shown = daemon.wait_status(lambda s: s["worker"]["code"] is not None, "the disk's floor")
+    assert reason_to_stand_still(shown) == ("paused", "disk_short")
+    assert shown["status"] == "unhealthy"
+
+
+def test_an_endpoint_that_refuses_is_shown_with_what_it_met(make_daemon: MakeDaemon) -> None:
+    """The health names the address and says that the connection was refused."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    daemon = make_daemon(endpoint={"url": address})
+    daemon.start(ready=False)
+    shown = daemon.wait_status(
+        lambda s: s["worker"]["code"] == "engine_backoff", "the refusal", patience_s=60
+    )
+    assert "connection refused" in shown["worker"]["reason"]
+    assert address in shown["worker"]["reason"]
+
+
+def test_a_purge_is_in_the_next_status(start_daemon: MakeDaemon) -> None:
+    """After `dead purge --all` no dead letter is shown, and not only after some minutes."""
+    daemon = start_daemon()
+    lines = chats(3, {1: "[[400]]"})
+    daemon.drop("job", lines)
+    daemon.wait_outcome("job")
+    daemon.wait_status(lambda s: s["dead_letters"] == 1, "the dead letter")
+    inbox_daemon("dead", "purge", "--all", "--config", daemon.config)
+    daemon.wait_status(lambda s: s["dead_letters"] == 0, "no dead letter", patience_s=10)
