@@ -1,45 +1,12 @@
 """The ledger's dead letters: paged, redriven, purged."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import pytest
-
 from builders import JOB_ID, dead_letter, job_record
 from inbox_daemon.contract.job_documents import ended_job
 from inbox_daemon.contract.records import (
     Checkpoint,
     Progress,
 )
-from inbox_daemon.ledger import Ledger
-
-OTHER = JOB_ID[:-1] + "1"
-Open = Callable[[], Ledger]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The ledger's folder."""
-    path = tmp_path / "ledger"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def reopen(folder: Path) -> Iterator[Open]:
-    """Open the ledger, after closing the one that was open: as another daemon would find it."""
-    held: list[Ledger] = []
-
-    def reopen() -> Ledger:
-        while held:
-            held.pop().close()
-        held.append(Ledger(folder))
-        return held[-1]
-
-    yield reopen
-    while held:
-        held.pop().close()
-
+from ledger_rows import OTHER, Open
 
 # -- checkpoints --------------------------------------------------------------------
 

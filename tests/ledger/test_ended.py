@@ -1,8 +1,5 @@
 """Ended events: each job that is over has one, and each consumer is told of it once."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 from builders import JOB_ID, job_record
@@ -10,25 +7,8 @@ from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.job_documents import ended_damaged, ended_job, ended_rejected, reason
 from inbox_daemon.contract.records import Ended, EndedKind
 from inbox_daemon.contract.states import BatchStatus
-from inbox_daemon.ledger import Ledger, ended
-
-OTHER = f"{JOB_ID[:-1]}1"
-Open = Callable[[], Ledger]
-
-
-@pytest.fixture
-def reopen(tmp_path: Path) -> Iterator[Open]:
-    """Open the ledger, each time as after a crash."""
-    opened: list[Ledger] = []
-
-    def open_() -> Ledger:
-        if opened:
-            opened[-1].close()
-        opened.append(Ledger(tmp_path))
-        return opened[-1]
-
-    yield open_
-    opened[-1].close()
+from inbox_daemon.ledger import ended
+from ledger_rows import OTHER, Open
 
 
 def event(number: int, kind: EndedKind = EndedKind.REJECTED) -> Ended:

@@ -1,63 +1,14 @@
 """The ledger's lines: a checkpoint counts as a whole, and no line ends twice."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 from builders import JOB_ID, dead_letter
 from inbox_daemon.contract.errors import LedgerError
 from inbox_daemon.contract.records import (
     Checkpoint,
-    DeadReason,
-    OutcomeAt,
     Progress,
-    RetryRecord,
 )
-from inbox_daemon.contract.states import Outcome
-from inbox_daemon.ledger import Ledger
-
-OTHER = JOB_ID[:-1] + "1"
-RETRY = RetryRecord(
-    failures=1,
-    reason=DeadReason.MAX_ATTEMPTS,
-    code="http_500",
-    message="no",
-    http_status=500,
-    first_at=1.0,
-    last_at=2.0,
-)
-Open = Callable[[], Ledger]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The ledger's folder."""
-    path = tmp_path / "ledger"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def reopen(folder: Path) -> Iterator[Open]:
-    """Open the ledger, after closing the one that was open: as another daemon would find it."""
-    held: list[Ledger] = []
-
-    def reopen() -> Ledger:
-        while held:
-            held.pop().close()
-        held.append(Ledger(folder))
-        return held[-1]
-
-    yield reopen
-    while held:
-        held.pop().close()
-
-
-def entry(line: int) -> tuple[int, OutcomeAt]:
-    """The outcome of a line, at a place of its own."""
-    return line, OutcomeAt(line * 10, 10, Outcome.RESULT, retryable=False)
-
+from ledger_rows import OTHER, RETRY, Open, entry
 
 # -- checkpoints --------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
@@ -16,42 +15,10 @@ from inbox_daemon.contract.errors import LedgerError
 from inbox_daemon.contract.records import (
     LEDGER_VERSION,
     Checkpoint,
-    OutcomeAt,
     Progress,
 )
-from inbox_daemon.contract.states import Outcome
 from inbox_daemon.ledger import MARKER, Ledger
-
-Open = Callable[[], Ledger]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The ledger's folder."""
-    path = tmp_path / "ledger"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def reopen(folder: Path) -> Iterator[Open]:
-    """Open the ledger, after closing the one that was open: as another daemon would find it."""
-    held: list[Ledger] = []
-
-    def reopen() -> Ledger:
-        while held:
-            held.pop().close()
-        held.append(Ledger(folder))
-        return held[-1]
-
-    yield reopen
-    while held:
-        held.pop().close()
-
-
-def entry(line: int) -> tuple[int, OutcomeAt]:
-    """The outcome of a line, at a place of its own."""
-    return line, OutcomeAt(line * 10, 10, Outcome.RESULT, retryable=False)
+from ledger_rows import Open, entry
 
 
 def code_of(folder: Path, *, readonly: bool = False) -> str:

@@ -8,50 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bodies import DATA, EMBEDDINGS, RERANK, RESPONSES, SCORE, chat_part, check, fault_of, said
 from builders import BODIES, CHAT, limits, nested, request
 from inbox_daemon.contract.config import BodyConfig
-from inbox_daemon.contract.documents import URLS, Fault
+from inbox_daemon.contract.documents import URLS
 from inbox_daemon.request import endpoints
 from inbox_daemon.request.faults import LineFaultError
 from inbox_daemon.request.line import parse_request
 
 COMPLETIONS = "/v1/completions"
-RESPONSES = "/v1/responses"
-EMBEDDINGS = "/v1/embeddings"
-SCORE = "/v1/score"
-RERANK = "/v1/rerank"
-DATA = "data:image/png;base64,iVBORw0KGgo="
 NOT_ALLOWED, OVER, WRONG = "body_not_allowed", "body_over_limit", "invalid_request"
-
-
-def check(url: str, body: dict[str, Any], **rules: Any) -> None:  # noqa: ANN401 - any key's value
-    """Check a line with these parameters beside what its endpoint needs."""
-    rule = limits().model_copy(update={"body": BodyConfig(**rules)})
-    line = {"custom_id": "a", "url": url, "body": BODIES[url] | body}
-    parse_request(orjson.dumps(line), rule)
-
-
-def fault_of(url: str, body: dict[str, Any], **rules: Any) -> Fault:  # noqa: ANN401 - likewise
-    """The fault that a body has."""
-    with pytest.raises(LineFaultError) as caught:
-        check(url, body, **rules)
-    fault = caught.value.fault
-    assert fault.message.isascii()
-    assert fault.message.isprintable()
-    assert len(fault.message) <= 1_024
-    return fault
-
-
-def said(url: str, body: dict[str, Any], **rules: Any) -> tuple[str, str | None]:  # noqa: ANN401 - likewise
-    """Code and param of the fault that a body has."""
-    fault = fault_of(url, body, **rules)
-    return fault.code, fault.param
-
-
-def chat_part(part: object) -> dict[str, Any]:
-    """A chat whose second message has this as its second part."""
-    parts = [{"type": "text", "text": "look"}, part]
-    return {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": parts}]}
 
 
 # -- what passes --------------------------------------------------------------------

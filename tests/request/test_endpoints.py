@@ -6,16 +6,13 @@ from typing import Any, get_args
 
 import pytest
 
+from bodies import EMBEDDINGS, RERANK, RESPONSES, SCORE
 from builders import CHAT
 from inbox_daemon.contract import config
 from inbox_daemon.contract.documents import URLS
 from inbox_daemon.request import endpoints
 
 COMPLETIONS = "/v1/completions"
-RESPONSES = "/v1/responses"
-EMBEDDINGS = "/v1/embeddings"
-SCORE = "/v1/score"
-RERANK = "/v1/rerank"
 
 
 # -- the tables know what the engine and the client know ----------------------------

@@ -2,68 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-import jsonschema
 import pytest
 
-from inbox_daemon.cli.views import read_status
-from inbox_daemon.contract.json_schemas import json_schema
 from inbox_daemon.jobs import commit
 from inbox_daemon.jobs.running import RunningJob
-from inbox_daemon.publish.verify import verify_published
 from inbox_daemon.request.line import parse_request
-from inbox_daemon.run import arrivals, suspects
 from inbox_daemon.run.attempts import Attempts, Target
+from run_checks import Make, ids, prove
 from scripted_runner import Bench, line
-
-Make = Callable[..., Bench]
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the pauses, but make them short."""
-    monkeypatch.setattr(arrivals, "BACKOFF_BASE_S", 0.0005)
-    monkeypatch.setattr(arrivals, "REFUSED_PAUSE_S", 0.01)
-    monkeypatch.setattr(suspects, "DOUBT_BASE_S", 0.01)
-    monkeypatch.setattr(suspects, "DOUBT_CAP_S", 0.01)
-
-
-@pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    """Make benches on one spool, the last one closed at the end."""
-    made: list[Bench] = []
-
-    def make(**options: Any) -> Bench:  # noqa: ANN401 - as Bench takes them
-        made.append(Bench(tmp_path, **options))
-        return made[-1]
-
-    yield make
-    if made:
-        await made[-1].crash()
-
-
-def ids(count: int) -> list[str]:
-    """r0, r1 and so on."""
-    return [f"r{number}" for number in range(count)]
-
-
-def prove(bench: Bench, name: str = "job") -> None:
-    """Hold a published folder to its own proof and to the schemas."""
-    folder = bench.spool.outbox / name
-    status = read_status(folder)
-    assert status is not None
-    (record,) = [record for record in bench.ledger.jobs() if record.name == name]
-    assert verify_published(folder, status, record).faults == []
-    schema = jsonschema.Draft202012Validator(json_schema("output"))
-    for file in ("output.jsonl", "errors.jsonl"):
-        for output in bench.lines(file, name):
-            schema.validate(output)
-
 
 # -- answers ------------------------------------------------------------------------
 
