@@ -154,7 +154,7 @@ class Governor:
             )
 
 
-# From "Adaptive chunks" in DESIGN.md: below this share of the memory, this many.
+# From "How much is sent" in DESIGN.md: below this share of the memory, this many.
 CHUNK_STEPS = ((70.0, 5000), (80.0, 3000), (90.0, 1000), (math.inf, 500))
 
 

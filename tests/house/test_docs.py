@@ -30,7 +30,7 @@ PACKAGE = CHECKOUT / "inbox_daemon"
 INSTALL, SENDERS, OPERATING = "docs/INSTALL.md", "docs/SENDERS.md", "docs/OPERATING.md"
 FORMATS, COMMANDS = "docs/FORMATS.md", "docs/COMMANDS.md"
 CONFIGURATION, GLOSSARY = "docs/CONFIGURATION.md", "docs/GLOSSARY.md"
-PAGES = (INSTALL, SENDERS, OPERATING, FORMATS, COMMANDS, CONFIGURATION, GLOSSARY)
+PAGES = tuple(sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md")))
 DOCUMENTS = ("README.md", "DESIGN.md", "CHANGELOG.md", "SECURITY.md", *PAGES)
 # The pages whose marked examples are held to the schemas; the job-status is that of FORMATS' job.
 EXAMPLES = (FORMATS, OPERATING, SENDERS, COMMANDS, "README.md")
