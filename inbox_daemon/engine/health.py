@@ -54,6 +54,7 @@ class Life:
         self.load = Load()
         self._timing = timing
         self._probe: asyncio.Task[str | None] | None = None
+        self._reading = asyncio.Lock()
 
     async def close(self) -> None:
         """Break what is in flight."""
@@ -82,8 +83,13 @@ class Life:
             gone = gone + 1 if health is Probe.GONE else 0
             slow = slow + 1 if health is Probe.SLOW else 0
             if health is Probe.ALIVE:
-                self.load = await self.client.load()
+                await self.read_load()
         return _GONE
+
+    async def read_load(self) -> None:
+        """Read the figures, one reading at a time, so that an older one is never the last."""
+        async with self._reading:
+            self.load = await self.client.load()
 
     async def examine(self) -> str | None:
         """Look closely, after a failure; returns why the engine is lost, or None.

@@ -146,7 +146,7 @@ class Supervisor:
         """Read the figures now; an engine that is not ready has none."""
         life = self._life
         if life is not None and self._ready.is_set():
-            life.load = await life.client.load()
+            await life.read_load()
 
     async def restart(self, reason: str) -> None:
         """Declare the engine dead and kill it; it is restarted as after a death."""

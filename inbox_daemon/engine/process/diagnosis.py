@@ -25,10 +25,13 @@ OWN_COMMAND = Program("the program of [engine] command", "[engine] command")
 
 
 class _Cause:
-    """A piece of advice, and the texts that call for it."""
+    """A piece of advice, and the texts that call for it.
 
-    def __init__(self, advice: str, *patterns: str) -> None:
-        self.advice = advice
+    `own` is the advice where the operator's own command runs; None: the same.
+    """
+
+    def __init__(self, advice: str, *patterns: str, own: str | None = None) -> None:
+        self.advice = {VLLM: advice, OWN_COMMAND: advice if own is None else own}
         self.pattern = re.compile("|".join(patterns))
 
 
@@ -37,10 +40,12 @@ _CAUSES = (
         "vLLM is not installed in this environment; `pip install inbox-daemon[gpu]` installs it,"
         " or set [engine] command or [endpoint] url",
         r"No module named '?vllm\b",
+        own="the program of [engine] command finds no vLLM; install it where that program runs",
     ),
     _Cause(
         "this build of vLLM has no `vllm serve`; set VLLM_USE_RUST_FRONTEND to 0 in [engine.env]",
         r"No package metadata was found for vllm",
+        own="the program of [engine] command finds no whole vLLM; install it again",
     ),
     _Cause(
         "the GPU is too small or too full; lower --gpu-memory-utilization or --max-model-len in"
@@ -55,6 +60,8 @@ _CAUSES = (
         r"Free memory on device",
         r"[Ff]ree memory .* is less than desired",
         r"Available memory on node .* is less than desired",
+        own="there is less free memory than the server was set to take; free some of it or set"
+        " less in [engine] command",
     ),
     _Cause(
         "the model leaves no memory for the KV cache; raise --gpu-memory-utilization in"
@@ -107,6 +114,7 @@ _CAUSES = (
         "this vLLM does not know the model's architecture; install a newer vLLM",
         r"Model architectures .* (?:are not supported|failed to be inspected)",
         r"does not recognize this architecture",
+        own="the server does not know the model's architecture; install a newer one",
     ),
     _Cause(
         "{name} does not accept an option; check {options}",
@@ -123,8 +131,12 @@ _CAUSES = (
         r"CUDA driver version is insufficient",
         r"NVIDIA driver on your system is too old",
         r"Found no NVIDIA driver",
+        own="no usable GPU was found; check the driver with nvidia-smi",
     ),
     _Cause("the disk is full", r"No space left on device"),
+)
+# Only where the operator's own command runs: vLLM prints such lines of other programs.
+_OWN_CAUSES = (
     _Cause("[engine] command names a program that does not exist", r": command not found$"),
     _Cause("the program of [engine] command cannot be run", r": cannot be started: "),
 )
@@ -148,17 +160,19 @@ _MAX_QUOTE = 400
 
 def known_cause(lines: Sequence[str], program: Program = VLLM) -> str | None:
     """Return the advice for the first cause of the table that a line shows, with that line."""
-    for cause in _CAUSES:
+    for cause in (*_CAUSES, *(_OWN_CAUSES if program == OWN_COMMAND else ())):
         for line in reversed(lines):
             if cause.pattern.search(line):
-                advice = cause.advice.format(**program._asdict())
+                advice = cause.advice[program].format(**program._asdict())
                 return f"{advice} ({_quote(line)})"
     return None
 
 
 def tells(line: str) -> bool:
     """Return whether a line is worth keeping when many others come after it."""
-    return bool(_EXCEPTION.search(line)) or any(cause.pattern.search(line) for cause in _CAUSES)
+    return bool(_EXCEPTION.search(line)) or any(
+        cause.pattern.search(line) for cause in (*_CAUSES, *_OWN_CAUSES)
+    )
 
 
 def explain(what: str, lines: Sequence[str], program: Program) -> str:

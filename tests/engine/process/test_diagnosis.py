@@ -98,10 +98,17 @@ TRACEBACK = [
 ]
 
 
+# What is advised only where the operator's own command runs.
+OF_COMMANDS = {"names a program that does not exist", "cannot be run"}
+
+
 @pytest.mark.parametrize(("advice", "line"), [*SEEN.items(), *READ.items()])
 def test_a_known_text_gives_its_advice(advice: str, line: str) -> None:
     """Each text that is known tells the operator what to do, and is quoted."""
-    sentence = explain("the engine ended (exit status 1)", ["INFO first", line, "INFO last"], VLLM)
+    program = OWN_COMMAND if advice in OF_COMMANDS else VLLM
+    sentence = explain(
+        "the engine ended (exit status 1)", ["INFO first", line, "INFO last"], program
+    )
     assert sentence.startswith("the engine ended (exit status 1): ")
     assert advice in sentence
     assert line.rsplit("] ", maxsplit=1)[-1].strip()[:100] in sentence
@@ -125,6 +132,30 @@ def test_an_option_error_is_blamed_on_the_program_that_was_started() -> None:
 def test_advice_never_names_options_that_do_not_count(line: str) -> None:
     """Whatever went wrong with an own command, its advice leads to that command."""
     assert "[engine] args" not in explain("it ended", [line], OWN_COMMAND)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ModuleNotFoundError: No module named 'vllm'",
+        "importlib.metadata.PackageNotFoundError: No package metadata was found for vllm",
+        "ValueError: Model architectures ['X'] are not supported for now.",
+        "RuntimeError: No CUDA GPUs are available",
+    ],
+)
+def test_an_own_command_is_not_told_how_to_install_ours(line: str) -> None:
+    """What this package installs and the variables of its vLLM are no help there."""
+    advice = explain("it ended", [line], OWN_COMMAND)
+    assert "pip install inbox-daemon" not in advice
+    assert "VLLM_USE_RUST_FRONTEND" not in advice
+    assert "install a newer vLLM" not in advice
+
+
+def test_a_program_that_vllm_misses_is_not_the_operators_command() -> None:
+    """VLLM prints "command not found" of its own helpers; only a command of ours is meant."""
+    line = "/bin/sh: 1: ninja: command not found"
+    assert "[engine] command names" not in explain("it ended", [line], VLLM)
+    assert "[engine] command names" in explain("it ended", [line], OWN_COMMAND)
 
 
 def test_an_unknown_error_is_quoted() -> None:
