@@ -133,7 +133,7 @@ def _batch(
 
 
 def _closing_words(record: JobRecord, *, retry: bool) -> str:
-    verb = "was" if record.completed == 1 else "were"
+    verb = "was" if 1 in {record.completed, record.requests} else "were"
     words = f"{record.completed:,} of {counted(record.requests, 'request')} {verb} answered"
     if record.failed == 0:
         return words
