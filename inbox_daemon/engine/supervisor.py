@@ -192,7 +192,10 @@ class Supervisor:
         trouble = await life.until_alive()
         if trouble is not None:
             return self._server.not_ready(self._timing.start_timeout_s, trouble)
-        models, version = await life.client.models(), await life.client.version()
+        # The figures too, so that the first status of a ready engine has them.
+        models, version, _ = await asyncio.gather(
+            life.client.models(), life.client.version(), life.read_load()
+        )
         if life.over.done():
             return life.over.result()
         self._ready_at = time.monotonic()

@@ -76,6 +76,15 @@ async def test_an_engine_that_loads_is_ours_already(tmp_path: Path) -> None:
         assert watched.engine.info.pids == ()
 
 
+async def test_a_ready_engine_has_figures(tmp_path: Path) -> None:
+    """The first that is said of a ready engine holds its figures, before any look at it."""
+    timing = replace(QUICK, poll_s=1000)
+    async with supervised(standin_config(tmp_path), tmp_path, timing) as watched:
+        await ready(watched)
+        first = next(info for info in watched.seen if info.state is EngineState.READY)
+        assert (first.load.running, first.load.waiting, first.load.kv_cache_use) == (0, 0, 0.0)
+
+
 async def test_the_load_is_sampled_while_ready(tmp_path: Path) -> None:
     """The engine's own figures appear in the info while requests run and wait."""
     async with supervised(standin_config(tmp_path, "--slots", "2"), tmp_path) as watched:
