@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import time
+from typing import Any
 
 import sdnotify
 
@@ -61,11 +62,13 @@ class Daemon:
         Raises whatever ended a loop.
         """
         parts, worker = self.parts, self.parts.worker
+        # Before anything is taken or sent: the disk may be too full for either.
+        await self._read_disk()
         engine = asyncio.create_task(worker.engine.run(), name="engine")
         helpers = [
             asyncio.create_task(worker.read_engine(parts.runner), name="engine readings"),
             asyncio.create_task(worker.read_gpu(), name="gpu readings"),
-            asyncio.create_task(self._read_disk(), name="disk readings"),
+            asyncio.create_task(self._watch_disk(), name="disk readings"),
             asyncio.create_task(self._retain(), name="retention"),
             asyncio.create_task(self._report(), name="status"),
             asyncio.create_task(self._beat(), name="heartbeat"),
@@ -78,11 +81,11 @@ class Daemon:
         self._notifier.notify("READY=1")
         try:
             await asyncio.wait([engine, *helpers, *loops, stop], return_when="FIRST_COMPLETED")
-            for task in [engine, *helpers, *loops]:
-                if task.done():
-                    log.error("loop_ended", extra={"loop": task.get_name()})
-                    task.result()
-                    msg = f"the {task.get_name()} loop ended; this is a bug, please report it"
+            for loop in [engine, *helpers, *loops]:
+                if loop.done():
+                    log.error("loop_ended", extra={"loop": loop.get_name()})
+                    loop.result()
+                    msg = f"the {loop.get_name()} loop ended; this is a bug, please report it"
                     raise RuntimeError(msg)
             log.info("draining", extra={"in_flight": self.parts.runner.in_flight})
             self._notifier.notify("STOPPING=1")
@@ -92,26 +95,32 @@ class Daemon:
             await self.parts.runner.drain(self.parts.config.run.drain_s)
             await asyncio.gather(*loops)
         finally:
-            await _cancel([stop, engine, *helpers, *loops])
+            tasks: list[asyncio.Future[Any]] = [stop, engine, *helpers, *loops]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._write_status()
+
+    async def _watch_disk(self) -> None:
+        while True:
+            await asyncio.sleep(DISK_TICK_S)
+            await self._read_disk()
 
     async def _read_disk(self) -> None:
         """Stop intake and runner below the floor of free space, and let both go on above it."""
         parts = self.parts
-        while True:
-            free = await asyncio.to_thread(parts.spool.free)
-            short = disk_shortage(*free, parts.config.disk)
-            if short != parts.runner.disk_short:
-                parts.runner.disk_short = parts.intake.paused = short
-                log.warning("disk_floor", extra={"reason": short or "there is room again"})
-                parts.intake.wake()
-                parts.runner.wake()
-                self._changed.set()
-            quarantined = tuple(await asyncio.to_thread(parts.spool.quarantined))
-            if self._disk is not None and quarantined != self._disk.quarantined:
-                self._changed.set()
-            self._disk = DiskFacts(*free, quarantined)
-            await asyncio.sleep(DISK_TICK_S)
+        free = await asyncio.to_thread(parts.spool.free)
+        short = disk_shortage(*free, parts.config.disk)
+        if short != parts.runner.disk_short:
+            parts.runner.disk_short = parts.intake.paused = short
+            log.warning("disk_floor", extra={"reason": short or "there is room again"})
+            parts.intake.wake()
+            parts.runner.wake()
+            self._changed.set()
+        quarantined = tuple(await asyncio.to_thread(parts.spool.quarantined))
+        if self._disk is not None and quarantined != self._disk.quarantined:
+            self._changed.set()
+        self._disk = DiskFacts(*free, quarantined)
 
     async def _retain(self) -> None:
         parts = self.parts
@@ -141,17 +150,17 @@ class Daemon:
             self._changed.clear()
 
     async def _write_status(self) -> None:
-        dead_letters = await asyncio.to_thread(self.parts.ledger.dead_count)
+        dead_letters, now = await asyncio.to_thread(self.parts.ledger.dead_count), time.monotonic()
         self._seq += 1
-        facts = self._facts(time.monotonic(), dead_letters)
+        facts = self._facts(now, dead_letters)
         self._notifier.notify(f"STATUS={health.headline(facts)[:200]}")
-        document = job_documents.pretty(status.build(facts, time.monotonic()))
+        document = job_documents.pretty(status.build(facts, now))
         try:
             await asyncio.to_thread(self.parts.spool.write_service_status, document)
         except OSError as error:  # the health file must not take the work down with it
             log.exception("status_not_written", extra={"reason": str(error)})
 
-    def _facts(self, now: float, dead_letters: int = 0) -> Facts:
+    def _facts(self, now: float, dead_letters: int) -> Facts:
         """Return what all parts say at this moment; `now` in monotonic seconds."""
         parts, info = self.parts, self.parts.worker.engine.info
         queue = parts.jobs.facts()
@@ -178,40 +187,29 @@ class Daemon:
     # -- the heartbeat --------------------------------------------------------------
 
     async def _beat(self) -> None:
-        """Report to systemd that all turns; its limit is in WATCHDOG_USEC."""
-        interval_s = int(os.environ.get("WATCHDOG_USEC", "20000000")) / 1e6 / 4
-        while True:
-            if self._alive():
-                self._notifier.notify("WATCHDOG=1")
-            await asyncio.sleep(interval_s)
-
-    def _alive(self) -> bool:
-        """Return whether the loops have turned lately, and the work has made progress.
+        """Report to systemd that all turns; its limit is in WATCHDOG_USEC.
 
         The runner turns each second by itself; intake has a longer limit, as it may be
         reading one large drop.
         """
-        parts, now = self.parts, time.monotonic()
-        intake_s = parts.config.intake.scan_interval_s + INTAKE_STALLED_S
-        turns = (
-            Turn(parts.runner.turned_at, STALLED_S),
-            Turn(parts.intake.turned_at, intake_s),
-            Turn(self._reported_at, parts.config.status.interval_s + STALLED_S),
-        )
-        return self._heartbeat.may_beat(now, turns, self._progress(now))
+        parts, config = self.parts, self.parts.config
+        interval_s = int(os.environ.get("WATCHDOG_USEC", "20000000")) / 1e6 / 4
+        intake_s = config.intake.scan_interval_s + INTAKE_STALLED_S
+        while True:
+            turns = (
+                Turn(parts.runner.turned_at, STALLED_S),
+                Turn(parts.intake.turned_at, intake_s),
+                Turn(self._reported_at, config.status.interval_s + STALLED_S),
+            )
+            if self._heartbeat.may_beat(time.monotonic(), turns, self._progress()):
+                self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s)
 
-    def _progress(self, now: float) -> object | None:
+    def _progress(self) -> object | None:
         """Return what changes with each step of the work; None while none can go on."""
-        info, jobs = self.parts.worker.engine.info, self.parts.jobs
-        if not health.at_work(self._facts(now)):
+        parts, info = self.parts, self.parts.worker.engine.info
+        facts = Facts(parts.config, info, run=parts.runner.facts(), queue=parts.jobs.facts())
+        if not health.at_work(facts):
             return None
-        states = tuple((entry.record.id, entry.run is None) for entry in jobs.entries.values())
-        return states, self.parts.runner.progress, info.load.tokens, info.generation
-
-
-async def _cancel(tasks: list[asyncio.Task[bool] | asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+        states = tuple((e.record.id, e.run is None) for e in parts.jobs.entries.values())
+        return states, parts.runner.progress, info.load.tokens, info.generation

@@ -1,8 +1,8 @@
 """The heartbeat: proof of progress or of verified idleness.
 
-Purpose: decide whether systemd may be told that the daemon lives.
+Purpose: decide whether a heartbeat may be sent to systemd.
 Invariants: pure; time is passed in; a loop that has not turned lately, or work that could
-go on and does not, keeps the heart from beating, so that the watchdog ends the daemon and
+go on and does not, gets no heartbeat sent, so that the watchdog ends the daemon and
 the next one recovers; a daemon that waits for something that it can name is idle.
 Known limit: only what ends a request, an attempt or the engine's state, and the engine's
 count of tokens, is progress; so the patience must be longer than one request may take.

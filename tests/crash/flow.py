@@ -262,7 +262,7 @@ class Flow:
     async def _report(self) -> None:
         """Write the health, as the daemon does beside everything else."""
         now = time.monotonic()
-        document = job_documents.pretty(build(self.daemon._facts(now), now))
+        document = job_documents.pretty(build(self.daemon._facts(now, 0), now))
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self.spool.write_service_status, document)
 

@@ -148,6 +148,18 @@ def test_a_full_disk_is_shown_by_its_code(make_daemon: MakeDaemon) -> None:
     assert shown["status"] == "unhealthy"
 
 
+def test_the_disk_is_read_before_the_first_drop_is_taken(make_daemon: MakeDaemon) -> None:
+    """A drop that was complete before the start stays in inbox/ where the disk is too full."""
+    daemon = make_daemon(disk={"min_free_bytes": 1 << 52})
+    daemon.drop("job", chats(3))
+    daemon.drop_marker("job", b"".join(chats(3)))
+    daemon.start()
+    shown = daemon.wait_status(lambda s: s["waiting"], "the drop that waits")
+    assert [drop["name"] for drop in shown["waiting"]] == ["job.jsonl"]
+    assert "are kept free" in shown["waiting"][0]["why"]
+    assert not shown["jobs"]
+
+
 def test_an_endpoint_that_refuses_is_shown_with_what_it_met(make_daemon: MakeDaemon) -> None:
     """The health names the address and says that the connection was refused."""
     with socket.socket() as taken:
