@@ -151,6 +151,7 @@ def test_a_full_disk_is_shown_by_its_code(make_daemon: MakeDaemon) -> None:
 def test_the_disk_is_read_before_the_first_drop_is_taken(make_daemon: MakeDaemon) -> None:
     """A drop that was complete before the start stays in inbox/ where the disk is too full."""
     daemon = make_daemon(disk={"min_free_bytes": 1 << 52})
+    (daemon.spool / "inbox").mkdir(parents=True)
     daemon.drop("job", chats(3))
     daemon.drop_marker("job", b"".join(chats(3)))
     daemon.start()
