@@ -18,7 +18,7 @@ from rich.text import Text
 from inbox_daemon.cli import views
 from inbox_daemon.cli.views import JobView
 from inbox_daemon.contract.documents import JobStatus, Refusal
-from inbox_daemon.contract.health_documents import ActiveJob, GpuStatus, QueueStatus, ServiceStatus
+from inbox_daemon.contract.health_documents import ActiveJob, GpuStatus, ServiceStatus
 from inbox_daemon.contract.job_documents import counted
 from inbox_daemon.contract.records import DeadLetter
 from inbox_daemon.spool import Spool
@@ -43,9 +43,11 @@ def print_outcome(spool: Spool, outcome: JobStatus | Refusal) -> int:
     """Say how a job ended and where its files lie; return the exit status."""
     console = Console(stderr=True, highlight=False)
     if isinstance(outcome, Refusal):
-        console.print(plain(f"{outcome.name}: {outcome.message}"))
+        faults = counted(outcome.fault_count, "fault")
+        console.print(plain(f"{outcome.name}: the file was refused for {faults}"))
         for fault in outcome.faults[:10]:
-            console.print(plain(f"  line {fault.line or '-'}: {fault.code}: {fault.message}"))
+            where = f"line {fault.line}: " if fault.line else ""
+            console.print(plain(f"  {where}{fault.code}: {fault.message}"))
         console.print(plain(f"the file lies in {spool.rejected / str(outcome.file)}"))
         return 1
     console.print(plain(f"{outcome.name}: {outcome.message}"))
@@ -81,13 +83,19 @@ def print_status(status: ServiceStatus) -> None:
 
 def _rows(status: ServiceStatus) -> list[tuple[str, str]]:
     engine, worker, queue = status.engine, status.worker, status.queue
+    jobs = counted(queue.active_jobs, "job")
+    requests = counted(queue.total_queued_requests, "request")
     rows = [
         ("worker", f"{worker.state}, {worker.in_flight} in flight of {worker.window}"),
         ("engine", _engine_words(status)),
         ("gpu", _gpu_words(status.gpu)),
-        ("queue", _queue_words(queue)),
+        ("queue", f"{jobs}, {requests} open, room for {counted(queue.queue_available, 'job')}"),
     ]
-    rows += [("job", f"{job.name}: {_job_words(job, status)}") for job in status.jobs]
+    for job in status.jobs:
+        done = f"{job.completed + job.failed:,} of {counted(job.requests, 'request')}"
+        words = f"{job.name}: {done}; {detail_of(job, status)}"
+        energy = f"; {_energy_words(job)}" if job.energy_j is not None else ""
+        rows.append(("job", words + energy))
     rows += [("waiting", f"{drop.name}: {drop.why}") for drop in status.waiting]
     if status.last_finished:
         rows.append(("finished", f"{status.last_finished.name}: {status.last_finished.message}"))
@@ -99,12 +107,6 @@ def _rows(status: ServiceStatus) -> list[tuple[str, str]]:
     return rows
 
 
-def _queue_words(queue: QueueStatus) -> str:
-    jobs = counted(queue.active_jobs, "job")
-    requests = counted(queue.total_queued_requests, "request")
-    return f"{jobs}, {requests} open, room for {counted(queue.queue_available, 'job')}"
-
-
 def _engine_words(status: ServiceStatus) -> str:
     engine = status.engine
     words = [engine.state, ", ".join(engine.models), engine.version or ""]
@@ -113,7 +115,7 @@ def _engine_words(status: ServiceStatus) -> str:
     if engine.kv_cache_percent is not None:
         words.append(f"KV cache {engine.kv_cache_percent:.0f} %")
     if engine.restarts:
-        words.append(f"{engine.restarts} restarts")
+        words.append(counted(engine.restarts, "restart"))
     return ", ".join(word for word in words if word)
 
 
@@ -149,12 +151,6 @@ def _span(seconds: float | None) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _job_words(job: ActiveJob, status: ServiceStatus) -> str:
-    done = job.completed + job.failed
-    words = f"{done} of {job.requests} requests; {detail_of(job, status)}"
-    return f"{words}; {_energy_words(job)}" if job.energy_j is not None else words
 
 
 def _energy_words(job: ActiveJob | JobStatus) -> str:

@@ -42,34 +42,22 @@ def follow(spool: Spool, dropped: list[Dropped]) -> list[JobStatus | Refusal]:
         while len(ended) < len(tasks):
             status = views.service_status(spool)
             for drop, task in tasks.items():
-                _follow_one(spool, drop, status, bars, task, ended)
+                if drop in ended:
+                    continue
+                outcome = submit.outcome(spool, drop)
+                if outcome is None:
+                    _show_progress(drop, status, bars, task)
+                    continue
+                ended[drop] = outcome
+                if isinstance(outcome, JobStatus):
+                    total, failed = outcome.request_counts.total, outcome.request_counts.failed
+                    detail = outcome.status + (f", {failed:,} not answered" if failed else "")
+                    bars.update(task, completed=total, total=total, detail=detail)
+                else:
+                    bars.update(task, detail="refused")
             if len(ended) < len(tasks):
                 time.sleep(POLL_S)
     return [ended[drop] for drop in dropped]
-
-
-def _follow_one(
-    spool: Spool,
-    drop: Dropped,
-    status: ServiceStatus | None,
-    bars: Progress,
-    task: TaskID,
-    ended: dict[Dropped, JobStatus | Refusal],
-) -> None:
-    if drop in ended:
-        return
-    outcome = submit.outcome(spool, drop)
-    if outcome is None:
-        _show_progress(drop, status, bars, task)
-        return
-    ended[drop] = outcome
-    if isinstance(outcome, JobStatus):
-        total = outcome.request_counts.total
-        failed = outcome.request_counts.failed
-        detail = f"{outcome.status}, {failed:,} not answered" if failed else outcome.status
-        bars.update(task, completed=total, total=total, detail=detail)
-    else:
-        bars.update(task, detail="refused")
 
 
 def _show_progress(

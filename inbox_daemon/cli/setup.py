@@ -41,10 +41,11 @@ def init(config: Path | None, spool: Path | None) -> list[str]:
     except OSError as error:
         msg = f"{target} cannot be written: {error.strerror}; name another one with --config"
         raise ConfigError("config_unwritable", msg) from None
+    source = "set [engine] model in it, or [endpoint] url for a server that runs already"
     return [
         *done,
         f"the configuration is there to be edited: {target}",
-        f"next: set [engine] model in it, then `inbox-daemon run --config {target}`",
+        f"next: {source}, then `inbox-daemon run --config {target}`",
     ]
 
 
@@ -67,7 +68,8 @@ def schema_text(name: str | None) -> bytes:
     Raises SenderError: there is no such document; names those there are.
     """
     if name not in DOCUMENTS:
-        msg = f"name one of: {', '.join(DOCUMENTS)}"
+        unknown = f"there is no document {name!a}; " if name else ""
+        msg = f"{unknown}name one of: {', '.join(DOCUMENTS)}"
         raise SenderError("unknown_schema", msg)
     option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS
     return orjson.dumps(json_schema(name), option=option)

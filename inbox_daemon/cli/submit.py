@@ -18,8 +18,9 @@ from inbox_daemon.cli import views
 from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.documents import Fault, JobStatus, ReadyMarker, Refusal
 from inbox_daemon.contract.errors import SenderError
+from inbox_daemon.contract.job_documents import counted
 from inbox_daemon.contract.limits import QueueLoad, check_bytes, check_requests
-from inbox_daemon.contract.names import JOB_SUFFIX, is_control_name, is_job_name
+from inbox_daemon.contract.names import JOB_SUFFIX, REASON_SUFFIX, is_control_name, is_job_name
 from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.intake import gate
 from inbox_daemon.request.validation import Served, Validation, validate_file
@@ -49,11 +50,16 @@ def drop(spool: Spool, path: Path) -> Dropped:
         msg = f"{path.name} is no job's name: letters, digits and . _ - , ending in .jsonl"
         raise SenderError("bad_name", msg)
     try:
-        digest, size, lines = _read(path)
+        digest, size, lines = hashlib.sha256(), 0, 0
+        with path.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+                size += len(block)
+                lines += block.count(b"\n")
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror}"
         raise SenderError("unreadable", msg) from None
-    marker = ReadyMarker(bytes=size, sha256=digest)
+    marker = ReadyMarker(bytes=size, sha256=digest.hexdigest())
     try:
         spool.drop(path, orjson.dumps(marker.model_dump()))
     except FileExistsError:
@@ -62,29 +68,19 @@ def drop(spool: Spool, path: Path) -> Dropped:
     except OSError as error:
         msg = f"{spool.inbox} cannot be written: {error.strerror}; `inbox-daemon init` makes it"
         raise SenderError("inbox_unwritable", msg) from None
-    return Dropped(path.name.removesuffix(JOB_SUFFIX), digest, lines, time.time())
-
-
-def _read(path: Path) -> tuple[str, int, int]:
-    digest, size, lines = hashlib.sha256(), 0, 0
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-            size += len(block)
-            lines += block.count(b"\n")
-    return digest.hexdigest(), size, lines
+    return Dropped(path.name.removesuffix(JOB_SUFFIX), marker.sha256, lines, time.time())
 
 
 def outcome(spool: Spool, dropped: Dropped) -> JobStatus | Refusal | None:
     """How a dropped file ended: its final status, its refusal, or None so far."""
-    if (spool.inbox / f"{dropped.name}.jsonl").exists():
+    if (spool.inbox / f"{dropped.name}{JOB_SUFFIX}").exists():
         return None
     for name in (dropped.name, *_siblings(spool.outbox, dropped.name)):
         found = views.read_status(spool.outbox / name)
         if found and found.sha256 == dropped.sha256 and found.status != "failed":
             return found
-    for name in (dropped.name, *_siblings(spool.rejected, dropped.name, ".reason.json")):
-        reason = views.read_reason(spool.rejected / f"{name}.reason.json")
+    for name in (dropped.name, *_siblings(spool.rejected, dropped.name, REASON_SUFFIX)):
+        reason = views.read_reason(spool.rejected / f"{name}{REASON_SUFFIX}")
         if reason is None or reason.name != dropped.name or reason.rejected_at < dropped.at - 1:
             continue
         # One that was refused before it was claimed, as for its size, has no checksum.
@@ -130,8 +126,8 @@ def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
             where = f"{file} waits in {spool.inbox}; it is obeyed once a daemon runs"
             return f"{where}; {views.how_to_start(spool)}"
         time.sleep(_POLL_S)
-    for name in (file, *_siblings(spool.rejected, file, ".reason.json")):
-        reason = views.read_reason(spool.rejected / f"{name}.reason.json")
+    for name in (file, *_siblings(spool.rejected, file, REASON_SUFFIX)):
+        reason = views.read_reason(spool.rejected / f"{name}{REASON_SUFFIX}")
         if reason is not None and reason.rejected_at >= since - 1:
             return reason.faults[0].message
     return None
@@ -146,7 +142,7 @@ def _is_being_refused(spool: Spool, file: str, since: float) -> bool:
         return True
     return any(
         re.fullmatch(rf"{re.escape(file)}(\.[0-9A-Z]{{26}})?", path.name)
-        and not path.with_name(f"{path.name}.reason.json").exists()
+        and not path.with_name(f"{path.name}{REASON_SUFFIX}").exists()
         and path.lstat().st_ctime >= since - 1
         for path in views.entries_of(spool.rejected)
     )
@@ -158,8 +154,15 @@ def check(path: Path, config: Config, say: Callable[[str], None]) -> bool:
     Raises SenderError: it cannot be read.
     """
     try:
-        whole = _check_whole(path, config)
         found = Validation()
+        if is_job_name(path.name):
+            with path.open("rb") as file:
+                form = gate.foreign_format(file.read(gate.HEAD_BYTES))
+            size = path.stat().st_size
+            whole = gate.encoded(form) if form else check_bytes(size, config.limits)
+        else:
+            words = "the file's name is no job's name: letters, digits, . _ - , ending in .jsonl"
+            whole = Fault(code="bad_name", message=words)
         if whole is None:
             name = config.engine.served_name
             served = Served(name or None, frozenset([name] if name else []))
@@ -176,16 +179,6 @@ def check(path: Path, config: Config, say: Callable[[str], None]) -> bool:
     lenient = config.intake.on_invalid_line == "dead_letter"
     good = whole is None and found.accepted(dead_letter_lines=lenient)
     if good:
-        bad = f", {len(lines)} of them dead letters at once" if lines else ""
-        say(f"{path}: ok, {found.requests} requests{bad}")
+        bad = f", {len(lines):,} of them dead letters at once" if lines else ""
+        say(f"{path}: ok, {counted(found.requests, 'request')}{bad}")
     return good
-
-
-def _check_whole(path: Path, config: Config) -> Fault | None:
-    """What is wrong with the file as a whole, before any line of it is read."""
-    if not is_job_name(path.name):
-        message = "the file's name is no job's name: letters, digits, . _ - , ending in .jsonl"
-        return Fault(code="bad_name", message=message)
-    with path.open("rb") as file:
-        form = gate.foreign_format(file.read(gate.HEAD_BYTES))
-    return gate.encoded(form) if form else check_bytes(path.stat().st_size, config.limits)

@@ -20,7 +20,8 @@ from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.documents import JobStatus, Refusal
 from inbox_daemon.contract.errors import LedgerError, SenderError
 from inbox_daemon.contract.health_documents import ServiceStatus
-from inbox_daemon.contract.names import STATUS
+from inbox_daemon.contract.job_documents import answered_so_far
+from inbox_daemon.contract.names import REASON_SUFFIX, STATUS
 from inbox_daemon.contract.records import DeadLetter, JobRecord, Progress
 from inbox_daemon.contract.states import JobState
 from inbox_daemon.spool import Spool
@@ -66,10 +67,18 @@ def how_to_start(spool: Spool) -> str:
 
 def list_jobs(spool: Spool) -> list[JobView]:
     """Every job that left a trace, oldest first: active, finished and refused."""
-    views = {view.status.id: view for view in _rejected(spool)}
-    views |= {view.status.id: view for view in _published(spool)}
-    views |= {view.status.id: view for view in _known(spool)}
-    return sorted(views.values(), key=lambda view: (view.status.created_at, view.status.id))
+    views = []
+    for path in entries_of(spool.rejected):
+        reason = read_reason(path) if path.name.endswith(REASON_SUFFIX) else None
+        if reason is not None:
+            views.append(JobView(JobState.REJECTED, job_documents.refused_status(reason, 0)))
+    for folder in entries_of(spool.outbox):
+        status = read_status(folder)
+        if status is not None and status.status != "failed":
+            views.append(JobView(JobState.PUBLISHED, status))
+    # The ledger knows best, so what it says of a job counts.
+    newest = {view.status.id: view for view in [*views, *_known(spool)]}
+    return sorted(newest.values(), key=lambda view: (view.status.created_at, view.status.id))
 
 
 def find_jobs(spool: Spool, name: str) -> list[JobView]:
@@ -103,7 +112,7 @@ def _known(spool: Spool) -> list[JobView]:
                 "request_counts": counts,
                 "energy_j": job.energy_j,
                 "energy_j_per_1000_output_tokens": job.energy_j_per_1000_output_tokens,
-                "message": f"{job.completed + job.failed} of {job.requests} requests are answered",
+                "message": answered_so_far(job.completed + job.failed, job.requests),
             }
         )
         views.append(JobView(JobState(job.state), document))
@@ -119,25 +128,6 @@ def _view(record: JobRecord, progress: Progress, spool: Spool) -> JobView:
     running = spool.input_path(record.id).exists()
     state = JobState.RUNNING if running else JobState.QUEUED
     return JobView(state, job_documents.active_status(record, progress, state))
-
-
-def _published(spool: Spool) -> list[JobView]:
-    found = []
-    for folder in entries_of(spool.outbox):
-        status = read_status(folder)
-        if status is not None and status.status != "failed":
-            found.append(JobView(JobState.PUBLISHED, status))
-    return found
-
-
-def _rejected(spool: Spool) -> list[JobView]:
-    found = []
-    for path in entries_of(spool.rejected):
-        if path.name.endswith(".reason.json"):
-            reason = read_reason(path)
-            if reason is not None:
-                found.append(JobView(JobState.REJECTED, job_documents.refused_status(reason, 0)))
-    return found
 
 
 def read_reason(path: Path) -> Refusal | None:

@@ -17,6 +17,7 @@ from inbox_daemon.contract.documents import (
 )
 from inbox_daemon.contract.health_documents import RecentJob
 from inbox_daemon.contract.limits import MAX_LISTED_FAULTS, RETRYABLE
+from inbox_daemon.contract.names import ERRORS, JOB_SUFFIX, OUTPUT, RETRY, is_control_name
 from inbox_daemon.contract.records import DeadReason, Ended, EndedKind, JobRecord, Progress
 from inbox_daemon.contract.states import BatchStatus, JobState
 
@@ -42,9 +43,9 @@ def job_status(record: JobRecord, *, errors: bool, retry: bool) -> JobStatus:
         counts=RequestCounts(
             total=record.requests, completed=record.completed, failed=record.failed
         ),
-        output_file_id="output.jsonl",
-        error_file_id="errors.jsonl" if errors else None,
-        retry_file="retry.jsonl" if retry else None,
+        output_file_id=OUTPUT,
+        error_file_id=ERRORS if errors else None,
+        retry_file=RETRY if retry else None,
         completed_at=ended if record.status is BatchStatus.COMPLETED else None,
         expired_at=ended if record.status is BatchStatus.EXPIRED else None,
         cancelling_at=_cancelling_at(record),
@@ -60,7 +61,7 @@ def job_status(record: JobRecord, *, errors: bool, retry: bool) -> JobStatus:
 def active_status(record: JobRecord, progress: Progress, state: JobState) -> JobStatus:
     """The status of a job that is queued or running."""
     running = state is JobState.RUNNING
-    words = f"{progress.ended} of {record.requests} requests are answered"
+    words = answered_so_far(progress.ended, record.requests)
     word = BatchStatus.IN_PROGRESS if running else BatchStatus.VALIDATING
     if record.ending is not None:
         word = BatchStatus.CANCELLING
@@ -75,6 +76,12 @@ def active_status(record: JobRecord, progress: Progress, state: JobState) -> Job
         cancelling_at=_cancelling_at(record),
         message=words if running else "the job was accepted and waits for its turn",
     )
+
+
+def answered_so_far(ended: int, requests: int) -> str:
+    """How many requests of a running job have their outcome, in words, for people."""
+    verb = "is" if 1 in {ended, requests} else "are"
+    return f"{ended:,} of {counted(requests, 'request')} {verb} answered"
 
 
 def per_1000(energy_j: float | None, output_tokens: int) -> float | None:
@@ -116,7 +123,7 @@ def _batch(
         "name": record.name,
         "endpoint": record.endpoint,
         "model": record.model,
-        "input_file_id": f"{record.name}.jsonl",
+        "input_file_id": f"{record.name}{JOB_SUFFIX}",
         "created_at": _at(record.created_at),
         "in_progress_at": _at(record.in_progress_at),
         "finalizing_at": _at(record.finalizing_at),
@@ -138,8 +145,8 @@ def _closing_words(record: JobRecord, *, retry: bool) -> str:
     if record.failed == 0:
         return words
     verb, them = ("was", "it") if record.failed == 1 else ("were", "them")
-    words += f"; {record.failed:,} {verb} not, see errors.jsonl"
-    return f"{words}; drop retry.jsonl to run {them} again" if retry else words
+    words += f"; {record.failed:,} {verb} not, see {ERRORS}"
+    return f"{words}; drop {RETRY} to run {them} again" if retry else words
 
 
 def _at(moment: float | None) -> int | None:
@@ -161,13 +168,14 @@ def reason(  # noqa: PLR0913 - the parts of one document
     first, found = faults[0], max(count, len(faults))
     where = f"line {first.line}: " if first.line else ""
     more = f" (and {found - 1} more)" if found > 1 else ""
+    what = "order" if is_control_name(name) else "file"
     return Refusal(
         id=job_id,
         name=name,
         rejected_at=now,
         retryable=all(fault.code in RETRYABLE for fault in faults),
         code=first.code,
-        message=f"the file was refused: {where}{first.message}{more}",
+        message=f"the {what} was refused: {where}{first.message}{more}",
         fault_count=found,
         faults=faults[:MAX_LISTED_FAULTS],
         sha256=sha256,
@@ -181,7 +189,7 @@ def refused_status(why: Refusal, requests: int) -> JobStatus:
     return JobStatus(
         id=why.id,
         name=why.name,
-        input_file_id=f"{why.name}.jsonl",
+        input_file_id=f"{why.name}{JOB_SUFFIX}",
         status=BatchStatus.FAILED,
         created_at=int(why.rejected_at),
         failed_at=int(why.rejected_at),

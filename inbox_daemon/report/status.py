@@ -35,7 +35,7 @@ def build(facts: Facts, now: float) -> ServiceStatus:
     unhealthy, degraded = health.unhealthy(facts), health.degraded(facts)
     status: Health = "unhealthy" if unhealthy else "degraded" if degraded else "healthy"
     interval_s = facts.config.status.interval_s
-    limits, queue = facts.config.limits, facts.queue
+    limits, queue, disk = facts.config.limits, facts.queue, facts.disk
     return ServiceStatus(
         seq=facts.seq,
         written_at=facts.written_at,
@@ -52,9 +52,15 @@ def build(facts: Facts, now: float) -> ServiceStatus:
             queue_available=max(limits.max_queue_depth - queue.active, 0),
             total_queued_requests=queue.open_requests,
         ),
-        disk=_disk(facts),
+        disk=None
+        if disk is None
+        else DiskStatus(
+            free_bytes=disk.free_bytes,
+            free_inodes=disk.free_inodes,
+            **facts.config.disk.model_dump(),
+        ),
         dead_letters=facts.dead_letters,
-        quarantined=list(facts.disk.quarantined[:MAX_QUARANTINED]) if facts.disk else [],
+        quarantined=list(disk.quarantined[:MAX_QUARANTINED]) if disk else [],
         limits=LimitsStatus.model_validate(limits.model_dump()),
         jobs=[_job(job, facts.speeds.get(job.record.id)) for job in queue.jobs],
         waiting=list(facts.intake.waiting),
@@ -98,13 +104,6 @@ def _engine(facts: Facts) -> EngineStatus:
         last_error=info.last_error,
         last_lines=list(info.last_lines),
     )
-
-
-def _disk(facts: Facts) -> DiskStatus | None:
-    if facts.disk is None:
-        return None
-    free = {"free_bytes": facts.disk.free_bytes, "free_inodes": facts.disk.free_inodes}
-    return DiskStatus.model_validate(free | facts.config.disk.model_dump())
 
 
 def _job(job: JobFacts, speed: Speed | None) -> ActiveJob:

@@ -185,6 +185,15 @@ def test_a_refusal_is_an_exit_status_too(
     assert "rejected/job.jsonl" in err
 
 
+def test_a_single_fault_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One fault of a whole file stands there once, with its code and without a line."""
+    why = job_documents.reason(JOB_ID, "job", [Fault(code="too_large", message="split it")], 1.0)
+    assert display.print_outcome(make_spool(tmp_path), why) == 1
+    err = capsys.readouterr().err
+    assert err.count("split it") == 1
+    assert "job: the file was refused for 1 fault\n  too_large: split it\n" in err
+
+
 def test_following_shows_progress_until_all_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

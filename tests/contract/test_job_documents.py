@@ -194,6 +194,19 @@ def test_a_refusal_lists_a_hundred_faults_at_most() -> None:
     assert (len(why.faults), why.fault_count) == (100, 300)
 
 
+def test_a_refused_order_is_called_an_order() -> None:
+    """The reason beside a refused control file does not speak of a job's file."""
+    why = job_documents.reason(JOB_ID, "job.pause", [FAULT], NOW)
+    assert why.message.startswith("the order was refused: ")
+
+
+def test_the_progress_of_one_request_is_in_the_singular() -> None:
+    """A job of one request, or with one answer, is spoken of as one."""
+    assert job_documents.answered_so_far(0, 1) == "0 of 1 request is answered"
+    assert job_documents.answered_so_far(1, 2000) == "1 of 2,000 requests is answered"
+    assert job_documents.answered_so_far(2, 2000) == "2 of 2,000 requests are answered"
+
+
 def test_a_refusal_is_a_failed_batch_in_the_outbox() -> None:
     """The web app finds the refusal with its faults where it looks for results."""
     why = job_documents.reason(JOB_ID, "job", [FAULT], NOW, sha256="0" * 64, size=12)
