@@ -117,24 +117,22 @@ class ActiveJobs:
     def facts(self) -> QueueFacts:
         """Return what the status shows of the queue; oldest job first."""
         load = self.load()
-        entries = [entry for _, entry in sorted(self.entries.items())]
         return QueueFacts(
             active=load.jobs,
             open_requests=load.requests,
-            jobs=tuple(self._job_facts(entry) for entry in entries),
+            jobs=tuple(
+                JobFacts(
+                    record=entry.record,
+                    paused=self.is_paused(entry.record),
+                    progress=entry.run.progress if entry.run else Progress(),
+                    running=entry.run is not None,
+                    retrying=entry.run.marks.retrying if entry.run else 0,
+                )
+                for _, entry in sorted(self.entries.items())
+            ),
             recent=tuple(reversed(self.recent)),
             last_finished=self.last_finished,
             last_rejected=self.last_rejected,
-        )
-
-    def _job_facts(self, entry: ActiveEntry) -> JobFacts:
-        run = entry.run
-        return JobFacts(
-            record=entry.record,
-            paused=self.is_paused(entry.record),
-            progress=run.progress if run else Progress(),
-            running=run is not None,
-            retrying=run.marks.retrying if run else 0,
         )
 
     # -- durable changes ------------------------------------------------------------

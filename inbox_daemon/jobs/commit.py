@@ -8,7 +8,6 @@ one would succeed over the hole.
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Protocol
 
 from inbox_daemon.contract.config import RunConfig
@@ -94,13 +93,9 @@ class GroupCommit:
         self._ledger.checkpoint([batch.checkpoint for _, batch in batches], state)
         if self._reorder:
             for run, batch in batches:
-                batch.chunk = _ordered(run, batch.chunk)
-
-
-def _ordered(run: RunningJob, chunk: Sequence[int]) -> Sequence[int]:
-    """Return a chunk in the order that helps the engine."""
-    if not chunk:
-        return chunk
-    last = chunk[-1] + 1 == run.total
-    lines = (run.input.read(ordinal, ordering.READ_BYTES) for ordinal in chunk)
-    return [chunk[index] for index in ordering.order(lines, long_first=last)]
+                chunk = batch.chunk
+                if not chunk:
+                    continue
+                last = chunk[-1] + 1 == run.total
+                lines = (run.input.read(ordinal, ordering.READ_BYTES) for ordinal in chunk)
+                batch.chunk = [chunk[i] for i in ordering.order(lines, long_first=last)]

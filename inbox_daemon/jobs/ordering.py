@@ -14,7 +14,7 @@ used (docs, "Automatic Prefix Caching"); longest processing time first, Graham 1
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -56,18 +56,15 @@ def sketch(line: bytes) -> Sketch:
         request = orjson.loads(line)
         body = request["body"]
         prompt = orjson.dumps([body[part] for part in _PROMPT if part in body])
-        length = _length(request.get("url"), body)
+        length = _COMPLETIONS_CAP.bit_length() if request.get("url") == _COMPLETIONS else _UNCAPPED
+        for name in _CAPS:
+            cap = body.get(name)
+            if isinstance(cap, int):
+                length = max(0, cap).bit_length()
+                break
     except (ValueError, TypeError, KeyError, AttributeError):
         return _NOTHING
     return Sketch(tuple(hash(prompt[:n]) for n in SHARED_BYTES if len(prompt) >= n), length)
-
-
-def _length(url: object, body: dict[str, Any]) -> int:
-    for name in _CAPS:
-        cap = body.get(name)
-        if isinstance(cap, int):
-            return max(0, cap).bit_length()
-    return _COMPLETIONS_CAP.bit_length() if url == _COMPLETIONS else _UNCAPPED
 
 
 def arrange(sketches: Sequence[Sketch], *, long_first: bool) -> list[int]:

@@ -52,7 +52,12 @@ def recover(spool: Spool, ledger: Ledger, ageing_s: float = 3600.0) -> ActiveJob
             _quarantine(spool.queued / f"{job_id}{JOB_SUFFIX}", spool)
         else:
             jobs.add(record)
-    _forget_vanished(ledger, jobs)
+    # Free the names of jobs whose files were taken out of the spool.
+    for record in ledger.jobs():
+        if record.finished_at is None and record.id not in jobs.entries:
+            log.error("job_vanished", extra={"job": record.name, "id": record.id})
+            why = "its files are no longer in queued/ or running/; send it again if it is wanted"
+            ledger.forget(record.id, ended_damaged(record, why, time.time()))
     for ended in ledger.last_endings(RECENT):
         jobs.note(recent_ended(ended))
     return jobs
@@ -103,12 +108,3 @@ def quarantine_job(record: JobRecord, spool: Spool, ledger: Ledger, error: Excep
 def _quarantine(path: Path, spool: Spool) -> None:
     moved = spool.quarantine_path(path)
     log.error("quarantined", extra={"path": str(path), "moved_to": str(moved)})
-
-
-def _forget_vanished(ledger: Ledger, jobs: ActiveJobs) -> None:
-    """Free the names of jobs whose files were taken out of the spool."""
-    for record in ledger.jobs():
-        if record.finished_at is None and record.id not in jobs.entries:
-            log.error("job_vanished", extra={"job": record.name, "id": record.id})
-            why = "its files are no longer in queued/ or running/; send it again if it is wanted"
-            ledger.forget(record.id, ended_damaged(record, why, time.time()))
