@@ -30,6 +30,13 @@ if TYPE_CHECKING:  # what only some commands need is loaded by them: it takes it
     from inbox_daemon.ledger import Ledger
     from inbox_daemon.publish.verify import Proof
 
+_UNVERIFIABLE = {
+    JobState.QUEUED: "it is queued and has no results yet; ask again when it runs",
+    JobState.RUNNING: "it has just begun and has no results yet; ask again in a moment",
+    JobState.PUBLISHED: "its results were collected and no longer lie in outbox/",
+    JobState.REJECTED: "it was refused and never ran; `inbox-daemon job NAME` says why",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class JobView:
@@ -198,6 +205,9 @@ def verify(spool: Spool, name: str) -> "Proof":
     folder = spool.outbox / ((record.outbox if record else None) or name)
     status = read_status(folder)
     if status is None or not spool.holds_results(folder.name):
-        msg = f"no job named {name!a} is running or lies in outbox/; `inbox-daemon jobs` lists all"
+        known = find_jobs(spool, name)
+        msg = f"there is no job named {name!a}; `inbox-daemon jobs` lists all"
+        if known:
+            msg = f"{name!a} cannot be verified: {_UNVERIFIABLE[known[-1].state]}"
         raise SenderError("unknown_job", msg)
     return verify_published(folder, status, record if record and record.id == status.id else None)

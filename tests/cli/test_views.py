@@ -220,8 +220,14 @@ def test_a_running_and_a_published_job_are_proved_by_name_and_id(tmp_path: Path)
 
 
 def test_what_cannot_be_proved_is_said(spool: Spool) -> None:
-    """A name that nobody has, or whose folder was collected, is the asker's to know."""
+    """A job that has no results says where it is; an unknown name says what lists the names."""
     fill(spool)
-    for name in ("nobody", "done", "queued"):
-        with pytest.raises(SenderError, match="inbox-daemon jobs"):
+    words = {
+        "unknown": "no job named 'unknown'; `inbox-daemon jobs` lists all",
+        "done": "its results were collected",
+        "queued": "it is queued and has no results yet",
+        "refused": "`inbox-daemon job NAME` says why",
+    }
+    for name, said in words.items():
+        with pytest.raises(SenderError, match=said):
             views.verify(spool, name)
