@@ -11,7 +11,6 @@ import os
 from array import array
 from bisect import bisect_left, bisect_right
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from inbox_daemon.contract.errors import DamagedJobError
@@ -21,7 +20,25 @@ _READ_BYTES = 1 << 20
 _GUESS_BYTES = 8192
 
 
-class InputFile:
+class _JobFile:
+    """An open file of a job; it is closed at the end of a `with` block."""
+
+    _fd: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; may be repeated."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class InputFile(_JobFile):
     """The open input file of an accepted job."""
 
     def __init__(self, path: Path, requests: int) -> None:
@@ -46,17 +63,6 @@ class InputFile:
             self.close()
             msg = f"{path} has {len(self.lines)} requests where {requests} were accepted"
             raise DamagedJobError("input_damaged", msg)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -101,15 +107,9 @@ class InputFile:
             data += more
         return data if end < 0 else data[:end]
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
-
-class ResultsFile:
-    """One job's results.part, open for appending."""
+class ResultsFile(_JobFile):
+    """One job's results.part, open for appending; what is not flushed is dropped at its close."""
 
     def __init__(self, path: Path, committed: int) -> None:
         """Open or make the file and cut off what was never committed.
@@ -133,19 +133,6 @@ class ResultsFile:
         self.durable = committed
         self.written = committed
         self._pending: list[bytes] = []
-
-    def __enter__(self) -> Self:
-        """Close at the end of the block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close; what was not flushed is dropped."""
-        self.close()
 
     @property
     def pending_bytes(self) -> int:
@@ -173,9 +160,3 @@ class ResultsFile:
             return
         durable.write_at(self._fd, b"".join(lines), self.durable)
         self.durable = length
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
