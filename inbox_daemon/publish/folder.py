@@ -101,7 +101,13 @@ def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
         finally:
             os.close(results)
         record = _finished(record, ledger)
-        _check_counts(record, files)
+        made = files.counts[OUTPUT], files.counts[ERRORS]
+        if made != (record.completed, record.failed) or sum(made) != record.requests:
+            msg = (
+                f"job {record.name} has {record.requests} requests, {record.completed} results "
+                f"and {record.failed} dead letters, but {made} lines were written; this is a bug"
+            )
+            raise LedgerError("count_mismatch", msg)
         files.close()
         record = record.model_copy(update={"checksums": files.checksums()})
         status = job_documents.job_status(record, errors=ERRORS in files, retry=RETRY in files)
@@ -164,14 +170,3 @@ def _copy_line(
     files.add(ERRORS, output)
     if entry.retryable:
         files.add(RETRY, source.read(ordinal) + b"\n")
-
-
-def _check_counts(record: JobRecord, files: _Writer) -> None:
-    made = files.counts[OUTPUT], files.counts[ERRORS]
-    if made == (record.completed, record.failed) and sum(made) == record.requests:
-        return
-    msg = (
-        f"job {record.name} has {record.requests} requests, {record.completed} results and "
-        f"{record.failed} dead letters, but {made} lines were written; this is a bug"
-    )
-    raise LedgerError("count_mismatch", msg)

@@ -13,8 +13,7 @@ from typing import Generic, TypeVar
 
 from ulid import ULID
 
-from inbox_daemon.contract.config import Config, RetentionConfig
-from inbox_daemon.contract.records import JobRecord
+from inbox_daemon.contract.config import Config
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool
 
@@ -63,44 +62,22 @@ def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
         spool.remove_rejection(names)
         log.info("rejection_removed", extra={"files": names})
         gone += 1
-    jobs = {record.id: record for record in ledger.jobs()}
-    gone += _retain_letters(rules, ledger, jobs, now)
-    return gone + _retain_records(config, spool, ledger, jobs, now)
-
-
-def _retain_letters(
-    rules: RetentionConfig, ledger: Ledger, jobs: dict[str, JobRecord], now: float
-) -> int:
-    """Remove old letters; their age is that of their job's end.
-
-    Where the job's record is gone, as of one whose files vanished, it is that of its id.
-    """
-    busy = ledger.being_redriven()
-    letters = [
-        Kept((job_id, line), at, size)
-        for job_id, line, size in ledger.dead_sizes()
-        if (at := _ended_at(job_id, jobs)) is not None and (job_id, line) not in busy
-    ]
-    gone = surplus(letters, now, rules.dead_letter_days, rules.dead_letter_max_bytes)
-    if gone:
-        ledger.purge(gone)
-        log.info("dead_letters_removed", extra={"count": len(gone)})
-    return len(gone)
-
-
-def _ended_at(job_id: str, jobs: dict[str, JobRecord]) -> float | None:
-    """When a job was finished, in seconds since 1970; None while it is active."""
-    if job_id in jobs:
-        return jobs[job_id].finished_at
-    return ULID.from_str(job_id).timestamp
-
-
-def _retain_records(
-    config: Config, spool: Spool, ledger: Ledger, jobs: dict[str, JobRecord], now: float
-) -> int:
-    """Forget jobs whose re-delivery counts as new by now and that left nothing else."""
+    jobs, busy = {record.id: record for record in ledger.jobs()}, ledger.being_redriven()
+    letters = []
+    for job_id, line, size in ledger.dead_sizes():
+        # Its age is that of its job's end, or of the job's id where the record is gone, as of
+        # one whose files vanished; an active job has no end.
+        record = jobs.get(job_id)
+        at = record.finished_at if record else ULID.from_str(job_id).timestamp
+        if at is not None and (job_id, line) not in busy:
+            letters.append(Kept((job_id, line), at, size))
+    old = surplus(letters, now, rules.dead_letter_days, rules.dead_letter_max_bytes)
+    if old:
+        ledger.purge(old)
+        log.info("dead_letters_removed", extra={"count": len(old)})
+        gone += len(old)
+    # Forget jobs whose re-delivery counts as new by now and that left nothing else.
     lettered = {job_id for job_id, _, _ in ledger.dead_sizes()}
-    gone = 0
     for record in jobs.values():
         ended = record.finished_at
         if ended is None or now - ended <= config.intake.dedup_days * _DAY_S:

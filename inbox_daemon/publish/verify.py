@@ -20,7 +20,7 @@ import orjson
 from inbox_daemon.contract.documents import JobStatus
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.names import ERRORS, OUTPUT
-from inbox_daemon.contract.records import JobRecord, OutcomeAt, Progress
+from inbox_daemon.contract.records import JobRecord, OutcomeAt
 from inbox_daemon.contract.states import Outcome
 from inbox_daemon.jobs.files import InputFile
 from inbox_daemon.ledger import Ledger
@@ -54,10 +54,17 @@ def file_sha256(path: Path) -> str:
 # -- published ----------------------------------------------------------------------
 
 
-def verify_published(folder: Path, status: JobStatus, record: JobRecord | None) -> Proof:
+def verify_published(  # noqa: C901, PLR0912 - one check after the other
+    folder: Path, status: JobStatus, record: JobRecord | None
+) -> Proof:
     """Check a folder of outbox/."""
     proof = Proof()
-    _check_checksums(folder, status, proof)
+    for name, checksum in (status.checksums or {}).items():
+        path = folder / name
+        if not path.exists():
+            proof.add(f"{name} is missing")
+        elif file_sha256(path) != checksum:
+            proof.add(f"{name} is not what was published: its sha256 differs")
     outputs = list(_read_lines(folder / OUTPUT, proof))
     errors = list(_read_lines(folder / ERRORS, proof)) if status.error_file_id else []
     counts = status.request_counts
@@ -74,7 +81,12 @@ def verify_published(folder: Path, status: JobStatus, record: JobRecord | None) 
                 proof.add(f"{name} has the outcome of input line {line} twice")
             elif line < before:
                 proof.add(f"{name} is not in input order: line {line} comes after line {before}")
-    _check_digest(sorted(outputs + errors, key=_line), record, proof)
+    if record is not None:
+        digest = LinesDigest()
+        for line, custom_id in sorted(outputs + errors, key=_line):
+            digest.add(line, custom_id)
+        if digest.hexdigest() != record.lines_sha256:
+            proof.add("the lines and custom_ids are not those that were accepted")
     if not proof.faults:
         proof.summary = (
             f"{status.name}: all {counts.total} requests have exactly one outcome, in input "
@@ -85,15 +97,6 @@ def verify_published(folder: Path, status: JobStatus, record: JobRecord | None) 
 
 def _line(outcome: tuple[int, str | None]) -> int:
     return outcome[0]
-
-
-def _check_checksums(folder: Path, status: JobStatus, proof: Proof) -> None:
-    for name, promised in (status.checksums or {}).items():
-        path = folder / name
-        if not path.exists():
-            proof.add(f"{name} is missing")
-        elif file_sha256(path) != promised:
-            proof.add(f"{name} is not what was published: its sha256 differs")
 
 
 def _read_lines(path: Path, proof: Proof) -> Iterator[tuple[int, str | None]]:
@@ -110,18 +113,6 @@ def _read_lines(path: Path, proof: Proof) -> Iterator[tuple[int, str | None]]:
         proof.add(f"{path.name} cannot be read: {error.strerror}")
 
 
-def _check_digest(
-    lines: list[tuple[int, str | None]], record: JobRecord | None, proof: Proof
-) -> None:
-    if record is None:
-        return
-    digest = LinesDigest()
-    for line, custom_id in lines:
-        digest.add(line, custom_id)
-    if digest.hexdigest() != record.lines_sha256:
-        proof.add("the lines and custom_ids are not those that were accepted")
-
-
 # -- running ------------------------------------------------------------------------
 
 
@@ -131,7 +122,10 @@ def verify_running(record: JobRecord, spool: Spool, ledger: Ledger) -> Proof:
     path = spool.input_path(record.id)
     if file_sha256(path) != record.sha256:
         proof.add("input.jsonl is not what was accepted: its sha256 differs")
-    progress, entries = _snapshot(record, ledger)
+    while True:  # until both are of one moment, although they are read in several pages
+        progress, entries = ledger.progress(record.id), dict(ledger.all_entries(record.id))
+        if ledger.progress(record.id) == progress:
+            break
     counted = [e.outcome for e in entries.values()]
     found = counted.count(Outcome.RESULT), counted.count(Outcome.DEAD)
     if found != (progress.completed, progress.failed):
@@ -147,15 +141,6 @@ def verify_running(record: JobRecord, spool: Spool, ledger: Ledger) -> Proof:
     return proof
 
 
-def _snapshot(record: JobRecord, ledger: Ledger) -> tuple[Progress, dict[int, OutcomeAt]]:
-    """Progress and outcomes of one moment, although they are read in several pages."""
-    while True:
-        progress = ledger.progress(record.id)
-        entries = dict(ledger.all_entries(record.id))
-        if ledger.progress(record.id) == progress:
-            return progress, entries
-
-
 def _check_outcomes(
     record: JobRecord, spool: Spool, entries: dict[int, OutcomeAt], proof: Proof
 ) -> None:
@@ -169,21 +154,19 @@ def _check_outcomes(
     with source, results.open("rb") if results.exists() else Path(os.devnull).open("rb") as file:
         for ordinal, line in enumerate(source.lines):
             entry = entries.pop(line, None)
-            if entry is not None:
-                written = os.pread(file.fileno(), entry.length, entry.offset)
-                _check_outcome(line, written, source.read(ordinal), proof)
+            if entry is None:
+                continue
+            written = os.pread(file.fileno(), entry.length, entry.offset)
+            asked = source.read(ordinal)
+            try:
+                value = orjson.loads(written)
+                number, custom_id = int(value["id"].rpartition("_")[2]), value["custom_id"]
+            except _UNREADABLE:
+                proof.add(f"the outcome of line {line} cannot be read")
+                continue
+            if number != line:
+                proof.add(f"line {line} has the outcome of line {number}")
+            elif custom_id is not None and custom_id != custom_id_of(asked):
+                proof.add(f"line {line} has the outcome of another custom_id")
     for line in entries:
         proof.add(f"line {line} has an outcome and is no request")
-
-
-def _check_outcome(line: int, written: bytes, asked: bytes, proof: Proof) -> None:
-    try:
-        value = orjson.loads(written)
-        number, custom_id = int(value["id"].rpartition("_")[2]), value["custom_id"]
-    except _UNREADABLE:
-        proof.add(f"the outcome of line {line} cannot be read")
-        return
-    if number != line:
-        proof.add(f"line {line} has the outcome of line {number}")
-    elif custom_id is not None and custom_id != custom_id_of(asked):
-        proof.add(f"line {line} has the outcome of another custom_id")
