@@ -13,9 +13,8 @@ from collections import Counter
 from inbox_daemon.contract.config import RunConfig
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.line import output_line
-from inbox_daemon.run import dead_letters
 from inbox_daemon.run.attempts import Arrival, Flight
-from inbox_daemon.run.dead_letters import DeadLetters
+from inbox_daemon.run.dead_letters import DeadLetters, charge
 from inbox_daemon.run.outcomes import Action, Verdict
 from inbox_daemon.run.poison import Suspect
 from inbox_daemon.run.suspects import Suspects
@@ -73,21 +72,15 @@ class Arrivals:
             self._served_at = max(self._served_at, flight.launched_at)
             if flight.launched_at >= self.hold_until:
                 self.problem, self._refusals_in_a_row = None, 0
-        elif verdict.action is Action.DEAD:
-            self._letters.set_aside_tried(flight.run, flight.ordinal, verdict, time.time())
         else:
-            self._fail(flight, verdict)
-
-    def _fail(self, flight: Flight, verdict: Verdict) -> None:
-        """Charge the attempt; try again later, or set the request aside after the last."""
-        run = flight.run
-        history = dead_letters.charge(run.retries.get(flight.line), verdict, time.time())
-        if history.failures >= self._limit(run):
-            self._letters.set_aside_tried(run, flight.ordinal, verdict, time.time())
-            return
-        # Exponential with full jitter, so that retries do not come back as one wave.
-        delay = self._rng.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**history.failures))
-        run.fail(flight.ordinal, history, time.monotonic() + delay)
+            run = flight.run
+            history = charge(run.retries.get(flight.line), verdict, time.time())
+            if verdict.action is Action.DEAD or history.failures >= self._limit(run):
+                self._letters.set_aside_tried(run, flight.ordinal, verdict, history)
+                return
+            # Exponential with full jitter, so that retries do not come back as one wave.
+            delay = self._rng.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**history.failures))
+            run.fail(flight.ordinal, history, time.monotonic() + delay)
 
     def _limit(self, run: RunningJob) -> int:
         """Return after how many failed attempts a job's request is set aside."""
@@ -109,7 +102,8 @@ class Arrivals:
             self._refused.pop(suspect, None)
             if not self._refused:
                 self.problem, self._refusals_in_a_row = None, 0
-            self._letters.set_aside_tried(flight.run, flight.ordinal, verdict, time.time())
+            history = charge(flight.run.retries.get(flight.line), verdict, time.time())
+            self._letters.set_aside_tried(flight.run, flight.ordinal, verdict, history)
             return
         self._refused[suspect] = first, count + 1
         self.in_doubt = verdict.http_status

@@ -143,11 +143,16 @@ class DeadLetters:
         self._max_line_bytes = max_line_bytes
         self.count = 0
 
-    def set_aside_tried(self, run: RunningJob, ordinal: int, verdict: Verdict, now: float) -> None:
-        """Set a request aside whose last attempt ended with `verdict`, which is charged."""
+    def set_aside_tried(
+        self, run: RunningJob, ordinal: int, verdict: Verdict, history: RetryRecord
+    ) -> None:
+        """Set a request aside whose last attempt ended with `verdict`.
+
+        `history` holds its failed attempts, this last one included.
+        """
         dead = self._dead_request(run, ordinal)
-        history = charge(run.retries.get(dead.line), verdict, now)
-        self._set_aside(run, ordinal, make_letter(dead, verdict, verdict.reason, history, now))
+        made = make_letter(dead, verdict, verdict.reason, history, history.last_at)
+        self._set_aside(run, ordinal, made)
 
     def set_aside_invalid(self, run: RunningJob, ordinal: int, fault: Fault, now: float) -> None:
         """Set a line aside that is no valid request."""
