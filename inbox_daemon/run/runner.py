@@ -263,7 +263,7 @@ class Runner:
                 self._admit_suspects()
             return
         runs = self._admittable()
-        tried = self._suspects.left_to_try(runs, self._arrivals.refused(runs))
+        tried = self._suspects.left_to_try(runs, self._arrivals.refused)
         if tried is not None:
             if not self.in_flight:
                 self._suspects.recall(tried)

@@ -25,6 +25,7 @@ DOUBT_BASE_S = 10.0
 DOUBT_CAP_S = 600.0
 
 SetAsidePoison = Callable[[RunningJob, int, int], None]
+CountRefused = Callable[[list[RunningJob]], Counter[str]]
 
 
 class Suspects:
@@ -160,16 +161,19 @@ class Suspects:
                 self.dirty = True
                 self._put_off()
 
-    def left_to_try(self, runs: list[RunningJob], refused: Counter[str]) -> RunningJob | None:
+    def left_to_try(self, runs: list[RunningJob], refused: CountRefused) -> RunningJob | None:
         """Return a job that has nothing left but requests that the bisection has put off.
 
         `refused` counts by job those that a server refuses: they may wait without end, so
-        the suspects do not wait for them.
+        the suspects do not wait for them.  It is called only where some were put off.
         """
+        if not self._bisection.put_off:
+            return None
         waiting = Counter(job_id for job_id, _ in self._bisection.put_off)
+        refusals = refused(runs)
         for run in runs:
             job_id = run.record.id
-            if 0 < waiting[job_id] == run.left - refused[job_id]:
+            if 0 < waiting[job_id] == run.left - refusals[job_id]:
                 return run
         return None
 
