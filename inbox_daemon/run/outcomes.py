@@ -26,7 +26,8 @@ _MAX_MESSAGE = 2000
 # Garbage for a count: the sum over a job of figures below this fits into 64 bits.
 _TOO_MANY_TOKENS = 1 << 40
 _REFUSED_US = frozenset({401, 403, 407})
-_LATER = frozenset({408, 429})
+_TIMED_OUT = 408
+_LATER = frozenset({_TIMED_OUT, 429})
 
 
 class Action(StrEnum):
@@ -64,7 +65,11 @@ def judge(reply: Reply | NoReply) -> Verdict:
     if 200 <= reply.status < 300:  # noqa: PLR2004 - the class of HTTP's success codes
         body = _parsed(reply.body)
         if isinstance(body, dict):
-            return Verdict(action=Action.RESULT, tokens=_tokens(body), http_status=reply.status)
+            usage, tokens = body.get("usage"), None
+            if isinstance(usage, dict):  # by the names of chat and completions or of responses
+                used = _count(usage, "prompt_tokens", "input_tokens")
+                tokens = Tokens(used, _count(usage, "completion_tokens", "output_tokens"))
+            return Verdict(action=Action.RESULT, tokens=tokens, http_status=reply.status)
         message = f"the engine answered {reply.status} with a body that is not a JSON object"
         return Verdict(
             action=Action.PROBE,
@@ -76,10 +81,18 @@ def judge(reply: Reply | NoReply) -> Verdict:
     body = _parsed(reply.body)
     if nests_deeper(reply.body, body, WRITABLE_DEPTH):
         body = None
+    action, reason = Action.PROBE, DeadReason.MAX_ATTEMPTS
+    if reply.status in _REFUSED_US:
+        action = Action.HOLD
+    elif reply.status in _LATER:
+        action = Action.RETRY
+        reason = DeadReason.TIMEOUT if reply.status == _TIMED_OUT else reason
+    elif 400 <= reply.status < 500:  # noqa: PLR2004 - HTTP's 4xx
+        action, reason = Action.DEAD, DeadReason.INVALID_REQUEST
     code, message = _error_words(body, reply)
     return Verdict(
-        action=_action(reply.status),
-        reason=_reason(reply.status),
+        action=action,
+        reason=reason,
         code=code,
         message=message,
         http_status=reply.status,
@@ -87,34 +100,11 @@ def judge(reply: Reply | NoReply) -> Verdict:
     )
 
 
-def _action(status: int) -> Action:
-    if status in _REFUSED_US:
-        return Action.HOLD
-    if status in _LATER:
-        return Action.RETRY
-    return Action.DEAD if 400 <= status < 500 else Action.PROBE  # noqa: PLR2004 - HTTP's 4xx
-
-
-def _reason(status: int) -> DeadReason:
-    if _action(status) is Action.DEAD:
-        return DeadReason.INVALID_REQUEST
-    return DeadReason.TIMEOUT if status == 408 else DeadReason.MAX_ATTEMPTS  # noqa: PLR2004
-
-
 def _parsed(body: bytes) -> Any:  # noqa: ANN401 - JSON is any value
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-
-
-def _tokens(body: dict[str, Any]) -> Tokens | None:
-    """Tokens, by the names of chat and completions or by those of responses."""
-    usage = body.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    used = _count(usage, "prompt_tokens", "input_tokens")
-    return Tokens(used, _count(usage, "completion_tokens", "output_tokens"))
 
 
 def _count(usage: dict[str, Any], *names: str) -> int:

@@ -122,9 +122,11 @@ class Runner:
         if ALL in self._jobs.paused:
             words = "all jobs were paused; `inbox-daemon resume` lets them go on"
             return Hindrance(code.ALL_PAUSED, words)
-        if self._jobs.paused and self._only_paused():
-            words = "each job was paused; `inbox-daemon resume NAME` lets one go on"
-            return Hindrance(code.JOBS_PAUSED, words)
+        if self._jobs.paused:  # by name; a job that is being ended goes on all the same
+            records = [e.record for e in self._jobs.entries.values() if e.record.ending is None]
+            if records and all(map(self._jobs.is_paused, records)):
+                words = "each job was paused; `inbox-daemon resume NAME` lets one go on"
+                return Hindrance(code.JOBS_PAUSED, words)
         if info.state is not EngineState.READY:
             return Hindrance(*_NOT_READY[info.state])
         # An engine's flights must all have come back before the next one gets any, and
@@ -136,11 +138,6 @@ class Runner:
             words = "the engine died; the requests that were running are tried in groups"
             return Hindrance(code.BISECTION, words)
         return None
-
-    def _only_paused(self) -> bool:
-        """Return whether each job that is to go on was paused by its name."""
-        records = [e.record for e in self._jobs.entries.values() if e.record.ending is None]
-        return bool(records) and all(map(self._jobs.is_paused, records))
 
     def facts(self) -> RunFacts:
         """Return what the status shows of the runner."""
@@ -155,7 +152,7 @@ class Runner:
 
     # -- the loop -------------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: C901 - the steps of one turn, in order
         """Work until drained.
 
         Raises what must end the daemon: LedgerError, OSError, or a bug.
@@ -163,7 +160,14 @@ class Runner:
         self._suspects.restore()
         while not self._drained():
             self.turned_at = time.monotonic()
-            self._collect()
+            # Give what has arrived its consequence, and a death of the engine its own.
+            before = self.finished
+            for arrival in self._attempts.take():
+                self._arrivals.take(arrival)
+            if self._suspects.lost and not len(self._attempts):
+                self._suspects.engine_died()
+            if self.finished > before:
+                self._last_outcome_at = time.monotonic()
             self._clear_doubt()
             # Bring jobs to their end that were cancelled or have expired; needs no engine.
             for entry in list(self._jobs.entries.values()):
@@ -227,16 +231,6 @@ class Runner:
         self._background.add(task)
         task.add_done_callback(lambda _: self._wake.set())
 
-    def _collect(self) -> None:
-        """Give what has arrived its consequence, and a death of the engine its own."""
-        before = self.finished
-        for arrival in self._attempts.take():
-            self._arrivals.take(arrival)
-        if self._suspects.lost and not len(self._attempts):
-            self._suspects.engine_died()
-        if self.finished > before:
-            self._last_outcome_at = time.monotonic()
-
     def _clear_doubt(self) -> None:
         """Ask whether the server means us, if no other request is left that would show it."""
         status, self._arrivals.in_doubt = self._arrivals.in_doubt, None
@@ -270,8 +264,15 @@ class Runner:
             return
         room = self._governor.window - self.in_flight
         for run in runs:
-            room = self._admit_from(run, room)
-            marks = run.marks
+            marks, now, turns, target = run.marks, time.monotonic(), 0, self._target()
+            while room > 0 and turns < LAUNCHES:
+                ordinal = marks.next_ordinal(now)
+                if ordinal is None:
+                    break
+                room -= self._launch(run, ordinal, target)
+                turns += 1
+            if turns == LAUNCHES:  # invalid lines take no room: let the loop turn
+                self.wake()
             # The next chunk is admitted before the last one is spent, so that it need not wait.
             spare = marks.startable > self._governor.window
             if not (marks.fully_admitted or marks.admitting or spare):
@@ -288,19 +289,6 @@ class Runner:
             for run in self._jobs.runs(time.time())
             if run.record.ending is None and not self._jobs.is_paused(run.record)
         ]
-
-    def _admit_from(self, run: RunningJob, room: int) -> int:
-        """Launch what a job has ready, as far as there is room; return the room that is left."""
-        now, turns, target = time.monotonic(), 0, self._target()
-        while room > 0 and turns < LAUNCHES:
-            ordinal = run.marks.next_ordinal(now)
-            if ordinal is None:
-                break
-            room -= self._launch(run, ordinal, target)
-            turns += 1
-        if turns == LAUNCHES:  # invalid lines take no room: let the loop turn
-            self.wake()
-        return room
 
     def _admit_suspects(self) -> None:
         for job_id, line in self._suspects.group:
