@@ -239,8 +239,8 @@ class Admission:
         crowded = limits.check_requests(load, found.requests, rules)
         if crowded is None:
             return Accept(claim, found, options)
-        never = found.requests > rules.max_total_queued_requests
-        if self.config.intake.on_full == "hold" and claim.signature is not None and not never:
+        later = crowded.code in limits.RETRYABLE  # else it is more than the queue ever holds
+        if self.config.intake.on_full == "hold" and claim.signature is not None and later:
             return Hold(claim, claim.signature, found.requests, crowded.message)
         return Reject(claim, [crowded], found)
 
