@@ -143,9 +143,16 @@ class Admission:
 
         Raises LedgerError: the ledger cannot be written; the daemon must end.
         """
-        known = self._known_wait(entry, priority)
-        if known is not None:
-            return Answer(wait=known)
+        # What is known of an unchanged file that still waits is not found out again.
+        key = priority, entry.name
+        signature, why = self._stuck.get(key, (None, ""))
+        if signature == entry.signature:  # it was answered, and cannot be moved
+            return Answer(wait=Wait(why))
+        signature, requests = self._held.get(key, (None, 0))
+        if signature == entry.signature:
+            crowded = limits.check_requests(self.queue.load(), requests, self.config.limits)
+            if crowded is not None:
+                return Answer(wait=Wait(crowded.message))
         verdict = gate.check_drop(self.spool, entry, priority, self.config, settled=settled)
         if isinstance(verdict, Wait):
             return Answer(wait=verdict)
@@ -176,18 +183,6 @@ class Admission:
             known.pop(key, None)
 
     # -- before a claim -------------------------------------------------------------
-
-    def _known_wait(self, entry: DirEntry, priority: Priority) -> Wait | None:
-        """Return why an unchanged file still waits, without reading it again."""
-        key = priority, entry.name
-        signature, why = self._stuck.get(key, (None, ""))
-        if signature == entry.signature:  # it was answered, and cannot be moved
-            return Wait(why)
-        signature, requests = self._held.get(key, (None, 0))
-        if signature != entry.signature:
-            return None
-        crowded = limits.check_requests(self.queue.load(), requests, self.config.limits)
-        return Wait(crowded.message) if crowded else None
 
     def _claim(self, name: str, priority: Priority, passed: Pass) -> Claim | Wait:
         """Copy the drop, and be sure that it did not change meanwhile."""
@@ -220,14 +215,22 @@ class Admission:
     def decide(self, claim: Claim) -> Decision:  # noqa: PLR0911 - each return is a decision
         """Return what is to become of a claim; nothing is changed."""
         known = self.ledger.delivered(claim.job, claim.sha256)
-        if known is not None and self._counts(known):
-            return Redelivered(claim, known)
+        if known is not None:
+            finished, dedup_s = known.finished_at, self.config.intake.dedup_days * 86400
+            # The same file is run again once its job ended long ago and was collected.
+            recent = finished is None or time.time() - finished < dedup_s
+            if recent or self.spool.published_as(known.id, known.name) is not None:
+                return Redelivered(claim, known)
         found, options = Validation(), self._options(claim)
         if isinstance(options, Fault):
             return Reject(claim, [options], found)
         rules, load = self.config.limits, self.queue.load()
         if self.queue.named(claim.job) or self.spool.holds_results(claim.job):
-            return Reject(claim, [_name_in_use(claim.job)], found)
+            message = (
+                f"another job named {claim.job} is active or its folder lies in outbox/; "
+                "collect that first, or send this file under another name"
+            )
+            return Reject(claim, [Fault(code="name_in_use", message=message)], found)
         full = limits.check_queue(load, rules)
         if full is not None:
             return Reject(claim, [full], found)
@@ -243,13 +246,6 @@ class Admission:
         if self.config.intake.on_full == "hold" and claim.signature is not None and later:
             return Hold(claim, claim.signature, found.requests, crowded.message)
         return Reject(claim, [crowded], found)
-
-    def _counts(self, known: JobRecord) -> bool:
-        """Return whether a job is one that the same file is not run again for."""
-        if known.finished_at is None:
-            return True
-        recent = time.time() - known.finished_at < self.config.intake.dedup_days * 86400
-        return recent or self.spool.published_as(known.id, known.name) is not None
 
     def _options(self, claim: Claim) -> JobOptions | Fault:
         """Return the sidecar's options, if it lies beside the drop, or what is wrong with it."""
@@ -405,11 +401,3 @@ class Admission:
         why = f"it was {what} but cannot be taken away: {error.strerror}; remove it"
         self._stuck[key] = signature, why
         return Wait(why)
-
-
-def _name_in_use(name: str) -> Fault:
-    message = (
-        f"another job named {name} is active or its folder lies in outbox/; "
-        "collect that first, or send this file under another name"
-    )
-    return Fault(code="name_in_use", message=message)

@@ -125,46 +125,34 @@ def check_drop(
     return verdict
 
 
-def _check_open(
+def _check_open(  # noqa: PLR0911 - each return is a verdict
     fd: int, entry: DirEntry, config: Config, marker: ReadyMarker | None
 ) -> Pass | Wait | Refuse:
     found = os.fstat(fd)
-    wait = _held_back(fd, found, entry, marker)
-    if wait is not None:
-        return wait
-    form = foreign_format(os.pread(fd, HEAD_BYTES, 0))
-    if form is not None:
-        return Refuse(encoded(form))
-    if marker is None and (incomplete := _incomplete(fd, found, config)):
-        return incomplete
-    fault = check_bytes(found.st_size, config.limits)
-    if fault is not None:
-        return Refuse(fault)
-    return Pass(fd, Signature.of(found), marker.sha256 if marker else None)
-
-
-def _held_back(
-    fd: int, found: os.stat_result, entry: DirEntry, marker: ReadyMarker | None
-) -> Wait | None:
-    """The marks of a sender that is not done: changes, missing bytes, an open descriptor."""
+    # The marks of a sender that is not done: changes, missing bytes, an open descriptor.
     changed = Signature.of(found) != entry.signature
     if changed or not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         return Wait("it has just changed")
     if marker is not None and marker.bytes != found.st_size:
         message = f"the marker promises {marker.bytes} bytes and the file has {found.st_size}"
         return Wait(message, Fault(code="truncated", message=message + "; send both again"))
-    return Wait("a process has it open for writing") if durable.has_writer(fd) else None
-
-
-def _incomplete(fd: int, found: os.stat_result, config: Config) -> Wait | None:
-    """The marks of an interrupted transfer: rsync's zero mtime, or a cut last line."""
-    if found.st_mtime_ns == 0:
+    if durable.has_writer(fd):
+        return Wait("a process has it open for writing")
+    form = foreign_format(os.pread(fd, HEAD_BYTES, 0))
+    if form is not None:
+        return Refuse(encoded(form))
+    # The marks of an interrupted transfer: rsync's zero mtime, or a cut last line.
+    why = ""
+    if marker is None and found.st_mtime_ns == 0:
         why = "its transfer was interrupted (its mtime is 0)"
-    elif not _ends_whole(fd, found.st_size, config.limits.max_line_bytes):
+    elif marker is None and not _ends_whole(fd, found.st_size, config.limits.max_line_bytes):
         why = "its last line is cut: it has no newline and is no valid JSON"
-    else:
-        return None
-    return Wait(why, Fault(code="truncated", message=f"{why}; send the file again"))
+    if why:
+        return Wait(why, Fault(code="truncated", message=f"{why}; send the file again"))
+    fault = check_bytes(found.st_size, config.limits)
+    if fault is not None:
+        return Refuse(fault)
+    return Pass(fd, Signature.of(found), marker.sha256 if marker else None)
 
 
 def _ends_whole(fd: int, size: int, max_line_bytes: int) -> bool:

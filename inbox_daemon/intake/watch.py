@@ -110,7 +110,14 @@ class Watcher:
         seen = {
             folder: given[folder] if folder in given else _look(folder) for folder in self._folders
         }
-        silent = self._silence(seen)
+        silent = self._problem
+        if self._observer is not None:
+            replaced = (f for f, identity in seen.items() if identity != self._watched.get(f))
+            folder = next(replaced, None)
+            if folder is not None:
+                silent = f"{folder} is not the folder that was watched"
+            elif not all(thread.is_alive() for thread in threads_of(self._observer)):
+                silent = "a thread of the watcher has ended"
         if silent is None:
             return False
         before = self._problem
@@ -134,16 +141,6 @@ class Watcher:
             except (OSError, RuntimeError) as error:  # it never started, or ended half-way
                 log.debug("watch_stop_failed", extra={"reason": str(error)})
 
-    def _silence(self, seen: Mapping[Path, Identity | None]) -> str | None:
-        if self._observer is None:
-            return self._problem
-        for folder, identity in seen.items():
-            if identity != self._watched.get(folder):
-                return f"{folder} is not the folder that was watched"
-        if not all(thread.is_alive() for thread in threads_of(self._observer)):
-            return "a thread of the watcher has ended"
-        return self._problem
-
     def _build(self) -> None:
         self.close()
         self._problem = None
@@ -154,20 +151,17 @@ class Watcher:
             self._complain("no folder", error)
             return
         for folder in self._folders:
-            self._watch(self._observer, folder)
-
-    def _watch(self, observer: BaseObserver, folder: Path) -> None:
-        # Identity first: a folder replaced between the two lines is then watched under
-        # the old one's identity, which the next check notices.
-        identity = _look(folder)
-        try:
-            # watchdog does not follow a link at the end of the path.
-            observer.schedule(self._hinter, str(folder.resolve()), event_filter=HINTS)
-        except (OSError, RuntimeError) as error:
-            self._complain(str(folder), error)
-        else:
-            if identity is not None:
-                self._watched[folder] = identity
+            # Identity first: a folder replaced between the two lines is then watched under
+            # the old one's identity, which the next check notices.
+            identity = _look(folder)
+            try:
+                # watchdog does not follow a link at the end of the path.
+                self._observer.schedule(self._hinter, str(folder.resolve()), event_filter=HINTS)
+            except (OSError, RuntimeError) as error:
+                self._complain(str(folder), error)
+            else:
+                if identity is not None:
+                    self._watched[folder] = identity
 
     def _complain(self, what: str, error: Exception) -> None:
         self._problem = f"{what} cannot be watched ({error}); drops are found by the regular scan"
