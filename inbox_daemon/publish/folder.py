@@ -20,7 +20,7 @@ from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.documents import Usage
 from inbox_daemon.contract.errors import DamagedJobError, LedgerError
 from inbox_daemon.contract.names import ERRORS, OUTPUT, RETRY, STATUS
-from inbox_daemon.contract.records import DeadReason, JobRecord, OutcomeAt
+from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.contract.states import BatchStatus, Outcome
 from inbox_daemon.jobs.files import InputFile
 from inbox_daemon.ledger import Ledger
@@ -97,7 +97,17 @@ def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
                     if entry is None or found != line:
                         msg = f"line {line} of job {record.name} has no outcome; this is a bug"
                         raise LedgerError("outcome_missing", msg)
-                    _copy_line(entry, results, source, ordinal, files)
+                    output = os.pread(results, entry.length, entry.offset)
+                    whole = output[:1] == b"{" and output[-2:] == b"}\n"
+                    if len(output) != entry.length or not whole:
+                        msg = f"results.part lost the outcome of line {line}"
+                        raise DamagedJobError("journal_short", msg)
+                    if entry.outcome is Outcome.RESULT:
+                        files.add(OUTPUT, output)
+                        continue
+                    files.add(ERRORS, output)
+                    if entry.retryable:
+                        files.add(RETRY, source.read(ordinal) + b"\n")
         finally:
             os.close(results)
         record = _finished(record, ledger)
@@ -155,18 +165,3 @@ class _Writer:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-
-
-def _copy_line(
-    entry: OutcomeAt, results: int, source: InputFile, ordinal: int, files: _Writer
-) -> None:
-    output = os.pread(results, entry.length, entry.offset)
-    if len(output) != entry.length or not (output[:1] == b"{" and output[-2:] == b"}\n"):
-        msg = f"results.part lost the outcome of line {source.line_of(ordinal)}"
-        raise DamagedJobError("journal_short", msg)
-    if entry.outcome is Outcome.RESULT:
-        files.add(OUTPUT, output)
-        return
-    files.add(ERRORS, output)
-    if entry.retryable:
-        files.add(RETRY, source.read(ordinal) + b"\n")
