@@ -71,7 +71,9 @@ class Controller:
     ledger: Ledger
     redriver: Redriver
 
-    async def obey(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
+    async def obey(  # noqa: PLR0911 - each order has its own ends
+        self, command: Command, note: Callable[[Answer], None]
+    ) -> Fault | None:
         """Carry out one order; return why not, if so.
 
         `note` takes each answer of a redrive.
@@ -79,9 +81,9 @@ class Controller:
         """
         if command.fault is not None:
             return command.fault
+        name = command.job
         match command.order:
             case Order.CANCEL:
-                name = command.job
                 jobs = [
                     e.record for e in self.queue.entries.values() if name in {ALL, e.record.name}
                 ]
@@ -93,7 +95,15 @@ class Controller:
                 done = last is not None and last.ending is DeadReason.CANCELLED
                 return None if done else _unknown(name)
             case Order.PAUSE | Order.RESUME:
-                return await self._pause(command, paused=command.order is Order.PAUSE)
+                # ALL is a switch of its own beside single jobs.
+                target = ALL if name == ALL else getattr(self.queue.named(name), "id", None)
+                paused = command.order is Order.PAUSE
+                if target is None:
+                    last = await asyncio.to_thread(self._ended_since, command)
+                    done = last is not None and (last.id in self.queue.paused) is paused
+                    return None if done else _unknown(name)
+                await (self.queue.pause(target) if paused else self.queue.resume(target))
+                return None
             case Order.REDRIVE:
                 return await self._redrive(command, note)
             case Order.PURGE:
@@ -106,17 +116,6 @@ class Controller:
         last = max(named, key=lambda record: record.id, default=None)
         over = last is not None and (last.finished_at or 0.0) >= command.given_at
         return last if over else None
-
-    async def _pause(self, command: Command, *, paused: bool) -> Fault | None:
-        """Change what is paused; ALL is a switch of its own beside single jobs."""
-        name = command.job
-        target = ALL if name == ALL else getattr(self.queue.named(name), "id", None)
-        if target is None:
-            last = await asyncio.to_thread(self._ended_since, command)
-            done = last is not None and (last.id in self.queue.paused) is paused
-            return None if done else _unknown(name)
-        await (self.queue.pause(target) if paused else self.queue.resume(target))
-        return None
 
     async def _redrive(self, command: Command, note: Callable[[Answer], None]) -> Fault | None:
         groups = await asyncio.to_thread(self.redriver.groups, command.job, command.reason)
