@@ -53,12 +53,11 @@ _TEXT_IS_GOOD = (
     ParameterKind.SCORED,
 )
 _JSON_TYPES = (str, int, float, bool, _NONE, list, dict)
-
-
-def _settling(kind: ParameterKind) -> frozenset[type]:
-    """The types of which any value is good for this kind, and holds no other value."""
-    good = frozenset({str}) if kind in _TEXT_IS_GOOD else _TYPES.get(kind, frozenset())
-    return good - {list, dict}
+# The types of which any value is good for a kind, and holds no other value.
+_SETTLING: dict[ParameterKind, frozenset[type]] = {
+    **{kind: types - {list, dict} for kind, types in _TYPES.items()},
+    **dict.fromkeys(_TEXT_IS_GOOD, frozenset({str})),
+}
 
 
 class _Usual(NamedTuple):
@@ -74,17 +73,19 @@ class _Usual(NamedTuple):
     needed: str
 
 
-def _usual(url: str) -> _Usual:
-    known, needed = PARAMETERS[url], NEEDED[url][0]
-    settled = {
-        one: frozenset(name for name, kind in known.items() if one in _settling(kind))
-        for one in _JSON_TYPES
-    }
-    talks = frozenset(name for name, kind in known.items() if kind is ParameterKind.MESSAGES)
-    return _Usual(settled, talks, min(needed) if len(needed) == 1 else "")
-
-
-_USUAL = {url: _usual(url) for url in PARAMETERS}
+_USUAL = {
+    url: _Usual(
+        settled={
+            one: frozenset(
+                name for name, kind in known.items() if one in _SETTLING.get(kind, frozenset())
+            )
+            for one in _JSON_TYPES
+        },
+        talks=frozenset(name for name, kind in known.items() if kind is ParameterKind.MESSAGES),
+        needed=min(NEEDED[url][0]) if len(NEEDED[url][0]) == 1 else "",
+    )
+    for url, known in PARAMETERS.items()
+}
 # The levels of a line whose body is all settled: line, body, messages, message, content, part.
 SETTLED_DEPTH = 6
 
@@ -141,15 +142,10 @@ def check_unsettled(
                     raise wrong(f"body.{name}", _WORDS[kind])
             else:
                 _CHECKS[kind](whole, f"body.{name}", value)
-        else:
-            _check_needed(url, body)
-
-
-def _check_needed(url: str, body: dict[str, Any]) -> None:
-    if not any(names <= body.keys() for names in NEEDED[url]):
-        ways = " or ".join(" and ".join(sorted(names)) for names in NEEDED[url])
-        message = f"a body for {url} must have {ways}"
-        raise LineFaultError("invalid_request", message, f"body.{min(NEEDED[url][0])}")
+        elif not any(needed <= body.keys() for needed in NEEDED[url]):
+            ways = " or ".join(" and ".join(sorted(needed)) for needed in NEEDED[url])
+            message = f"a body for {url} must have {ways}"
+            raise LineFaultError("invalid_request", message, f"body.{min(NEEDED[url][0])}")
 
 
 def _check_refused(body: _Body, key: str, value: object) -> None:

@@ -67,7 +67,14 @@ def parse(line: bytes, max_depth: int) -> Any:  # noqa: ANN401 - JSON is any val
             return parse(line.rstrip(b"\n"), max_depth)
         if any(words in str(error).lower() for words in _ORJSON_TOO_DEEP):
             raise _too_deep(max_depth) from None
-        raise LineFaultError("invalid_json", _json_advice(line, error)) from None
+        message = f"the line is not valid JSON: {error.msg} at column {error.colno}"
+        if line.startswith(BOM):
+            message = "the file starts with a byte order mark; write it as UTF-8 without one"
+        elif _ORJSON_NO_MEMORY in error.msg:
+            message = (
+                f"the line is not valid JSON: its brackets are not closed, at column {error.colno}"
+            )
+        raise LineFaultError("invalid_json", message) from None
 
 
 def holds_too_much(line: bytes) -> bool:
@@ -120,24 +127,16 @@ def _too_deep(max_depth: int) -> LineFaultError:
     return LineFaultError("too_deep", message)
 
 
-def _json_advice(line: bytes, error: orjson.JSONDecodeError) -> str:
-    if line.startswith(BOM):
-        return "the file starts with a byte order mark; write it as UTF-8 without one"
-    if _ORJSON_NO_MEMORY in error.msg:
-        return f"the line is not valid JSON: its brackets are not closed, at column {error.colno}"
-    return f"the line is not valid JSON: {error.msg} at column {error.colno}"
-
-
 def _depth_exceeds(value: Any, max_depth: int) -> bool:  # noqa: ANN401 - JSON is any value
     level = [value]
     for _ in range(max_depth):
-        level = [child for node in level for child in _children(node)]
+        level = [
+            child
+            for node in level
+            for child in (
+                node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+            )
+        ]
         if not level:
             return False
     return any(isinstance(node, dict | list) for node in level)
-
-
-def _children(node: Any) -> Any:  # noqa: ANN401 - JSON is any value
-    if isinstance(node, dict):
-        return node.values()
-    return node if isinstance(node, list) else ()

@@ -67,17 +67,15 @@ class Contents:
         if not isinstance(value, list) or not value:
             raise wrong(path, "a list of at least one message")
         for number, message in enumerate(value):
-            self._message(f"{path}[{number}]", message)
-
-    def _message(self, path: str, message: object) -> None:
-        if not isinstance(message, dict):
-            raise wrong(path, "an object")
-        self._known(path, message, MESSAGE_KEYS)
-        if not isinstance(message.get("role"), str):
-            raise wrong(f"{path}.role", "a string")
-        self._content(f"{path}.content", message.get("content"))
-        if message.get("tools") is not None:
-            check_tools(f"{path}.tools", message["tools"], self._size, self._rules)
+            at = f"{path}[{number}]"
+            if not isinstance(message, dict):
+                raise wrong(at, "an object")
+            self._known(at, message, MESSAGE_KEYS)
+            if not isinstance(message.get("role"), str):
+                raise wrong(f"{at}.role", "a string")
+            self._content(f"{at}.content", message.get("content"))
+            if message.get("tools") is not None:
+                check_tools(f"{at}.tools", message["tools"], self._size, self._rules)
 
     def items(self, path: str, value: object) -> None:
         """Check the input of a response: a text, or a list of items."""
@@ -86,25 +84,23 @@ class Contents:
         if not isinstance(value, list) or not value:
             raise wrong(path, "a string or a list of at least one item")
         for number, item in enumerate(value):
-            self._item(f"{path}[{number}]", item)
-
-    def _item(self, path: str, item: object) -> None:
-        if not isinstance(item, dict):
-            raise wrong(path, "an object")
-        kind = item.get("type", "message")
-        if not isinstance(kind, str):
-            raise wrong(f"{path}.type", "a string")
-        known = ITEM_KEYS.get(kind)
-        if known is None:
-            if kind not in self._rules.allow:
-                why = f"items of type {quote(kind)} need what only OpenAI's own servers have"
-                raise closed(f"{path}.type", why, kind)
-            return
-        self._known(path, item, known)
-        if kind == "message" and not isinstance(item.get("role"), str):
-            raise wrong(f"{path}.role", "a string")
-        for key in ("content", "output", "summary"):
-            self._content(f"{path}.{key}", item.get(key))
+            at = f"{path}[{number}]"
+            if not isinstance(item, dict):
+                raise wrong(at, "an object")
+            kind = item.get("type", "message")
+            if not isinstance(kind, str):
+                raise wrong(f"{at}.type", "a string")
+            known = ITEM_KEYS.get(kind)
+            if known is None:
+                if kind not in self._rules.allow:
+                    why = f"items of type {quote(kind)} need what only OpenAI's own servers have"
+                    raise closed(f"{at}.type", why, kind)
+                continue
+            self._known(at, item, known)
+            if kind == "message" and not isinstance(item.get("role"), str):
+                raise wrong(f"{at}.role", "a string")
+            for key in ("content", "output", "summary"):
+                self._content(f"{at}.{key}", item.get(key))
 
     def scored(self, path: str, value: object) -> None:
         """Check what is scored: texts or multimodal contents, one or a list."""
@@ -171,18 +167,15 @@ class Contents:
             self._url(path, value)
         elif key == "file_data":
             _check_data(path, value)
-        else:
-            self._embedded(path, value)
-
-    def _embedded(self, path: str, value: object) -> None:
-        """Check `input_audio` or `file`: an object that holds the medium itself."""
-        if not isinstance(value, dict):
+        elif not isinstance(value, dict):
             raise wrong(path, "an object")
-        self._known(path, value, frozenset({"data", "format", "file_data", "filename", "file_id"}))
-        if value.get("file_id") is not None:
-            self._medium(f"{path}.file_id", "file_id", value["file_id"])
-        for key in value.keys() & {"data", "file_data"}:
-            _check_data(f"{path}.{key}", value[key])
+        else:  # input_audio or file, which hold the medium itself
+            keys = frozenset({"data", "format", "file_data", "filename", "file_id"})
+            self._known(path, value, keys)
+            if value.get("file_id") is not None:
+                self._medium(f"{path}.file_id", "file_id", value["file_id"])
+            for inner in value.keys() & {"data", "file_data"}:
+                _check_data(f"{path}.{inner}", value[inner])
 
     def _url(self, path: str, value: object) -> None:
         if isinstance(value, dict):

@@ -88,17 +88,13 @@ def _lines(file: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
     while line := file.readline(max_bytes + 1):
         if len(line) <= max_bytes or line.endswith(b"\n"):
             yield line
-        else:
-            yield b"\n" if _skip_line(file, blank=line.isspace()) else None
-
-
-def _skip_line(file: BinaryIO, *, blank: bool) -> bool:
-    """Skip the rest of a line; return whether all of it was white space."""
-    while part := file.readline(_READ_BYTES):
-        blank = blank and part.isspace()
-        if part.endswith(b"\n"):
-            break
-    return blank
+            continue
+        blank = line.isspace()
+        while part := file.readline(_READ_BYTES):
+            blank = blank and part.isspace()
+            if part.endswith(b"\n"):
+                break
+        yield b"\n" if blank else None
 
 
 def validate_lines(
@@ -191,21 +187,17 @@ class _Checker:
             )
             raise LineFaultError("duplicate_custom_id", message, "custom_id")
         named = body.get("model")
-        if named != self._named:
-            self._check_model(named)
-        self._urls.add(url)
-        return custom_id
-
-    def _check_model(self, named: str | None) -> None:
-        model = named or self._served.default
-        if model is not None:
+        if named != self._named:  # most lines name what the last one named
+            model = named or self._served.default
             # One that is not served must not decide what the others have to agree with.
-            if self._served.names and model not in self._served.names:
+            if model is not None and self._served.names and model not in self._served.names:
                 known = ", ".join(sorted(self._served.names))
                 message = f"the model {model[:60]!a} is not served here; use {known}, or name none"
                 raise LineFaultError("unknown_model", message, "body.model")
             self._model = self._model or model
-            if model != self._model:
+            if model is not None and model != self._model:
                 message = "the lines name different models; send one file for each"
                 raise LineFaultError("mixed_models", message, "body.model")
-        self._named = named
+            self._named = named
+        self._urls.add(url)
+        return custom_id
