@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon_process import DaemonProcess, MakeDaemon
+from daemon_process import DaemonProcess, MakeDaemon, inbox_daemon
 from job_files import chats
 from processes import wait_until
 from sshd import SENDER, WebApp, account, needs_ssh
@@ -74,6 +74,21 @@ def test_a_refusal_is_fetched_like_an_answer(app: WebApp, daemon: DaemonProcess)
     app.send("bad", [b"no json\n"])
     assert wait_until(lambda: app.fetch("bad") == 0, "the refusal")
     assert json.loads((app.folder / "bad" / "status.json").read_bytes())["status"] == "failed"
+
+
+def test_a_refusal_gives_way_to_the_results(app: WebApp, daemon: DaemonProcess) -> None:
+    """A job that is sent again after its refusal is fetched, and until then is not there."""
+    app.send("job", [b"no json\n"])
+    assert wait_until(lambda: app.fetch("job") == 0, "the refusal")
+    assert app.fetch("job") == 0
+    inbox_daemon("pause", "--config", daemon.config)
+    app.send("job", chats(3))
+    daemon.wait_active("job")
+    assert app.fetch("job") == 1
+    inbox_daemon("resume", "--config", daemon.config)
+    daemon.wait_outcome("job")
+    assert app.fetch("job") == 0
+    assert len((app.folder / "job" / "output.jsonl").read_bytes().splitlines()) == 3
 
 
 def test_results_that_are_not_there_yet_are_told_apart(app: WebApp, daemon: DaemonProcess) -> None:
