@@ -235,11 +235,17 @@ def load(path: Path | None = None, *, spool: Path | None = None, missing: bool =
     that is not accepted.
     """
     source = None if missing else config_path(path, spool)
-    _refuse_unknown_variables()
+    known = {_variable(name) for name, _ in _fields(Config)} | {PATH_VARIABLE}
+    variables = [name for name in os.environ if name.upper().startswith(ENV_PREFIX)]
+    for name in variables:
+        if name.upper() not in known:
+            nearest = _nearest(name.upper(), known)
+            msg = f"the environment sets {name}, which is no setting.{nearest}"
+            raise ConfigError("config_invalid", msg)
     overrides: dict[str, Any] = {} if spool is None else {"spool": Path(spool).absolute()}
     try:
         values = tomllib.loads(source.read_text(encoding="utf-8")) if source else {}
-        if any(name.upper().startswith(ENV_PREFIX) for name in os.environ):
+        if variables:
             return _with_environment(values, overrides)
         return Config.model_validate(values | overrides)
     except ValidationError as error:
@@ -333,15 +339,6 @@ def _variable(key: str) -> str:
     return ENV_PREFIX + key.upper().replace(".", "__")
 
 
-def _refuse_unknown_variables() -> None:
-    known = {_variable(name) for name, _ in _fields(Config)} | {PATH_VARIABLE}
-    for name in os.environ:
-        if not name.upper().startswith(ENV_PREFIX) or name.upper() in known:
-            continue
-        msg = f"the environment sets {name}, which is no setting.{_nearest(name.upper(), known)}"
-        raise ConfigError("config_invalid", msg)
-
-
 def _explain(error: ValidationError, source: Path | None) -> str:
     where = source or "the environment"
     lines = []
@@ -359,22 +356,15 @@ def _explain(error: ValidationError, source: Path | None) -> str:
 
 def _explain_json() -> str:
     """Name the variables that hold a list or a table and are no JSON."""
-    bad = [
-        _variable(name)
-        for name, field in _fields(Config)
-        if (_section(field) is not None or isinstance(field.default, list | dict))
-        and not _is_json(os.environ.get(_variable(name), "{}"))
-    ]
+    bad = []
+    for name, field in _fields(Config):
+        if _section(field) is not None or isinstance(field.default, list | dict):
+            try:
+                json.loads(os.environ.get(_variable(name), "{}"))
+            except ValueError:
+                bad.append(_variable(name))
     example = """'["--flag"]' or '{"KEY": "value"}'"""
     return f"the environment's {', '.join(bad)} must be written as JSON, such as {example}"
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _nearest(name: str, known: "set[str] | list[str]") -> str:

@@ -30,35 +30,32 @@ class Lines(Store):
         `state` sets small values of the runner in the same transaction; None removes.
         """
         # Dead letters hold their requests, so they are what can be large.
-        rows = [
+        dead_rows = [
             [
                 (line_key(letter.job_id, letter.line), orjson.dumps(letter.model_dump(mode="json")))
                 for letter in checkpoint.dead
             ]
             for checkpoint in checkpoints
         ]
-        with self._write(sum(len(row[1]) for part in rows for row in part)) as txn:
-            for checkpoint, dead in zip(checkpoints, rows, strict=True):
-                self._apply(txn, checkpoint, dead)
+        with self._write(sum(len(row[1]) for part in dead_rows for row in part)) as txn:
+            for checkpoint, dead in zip(checkpoints, dead_rows, strict=True):
+                job_id = checkpoint.job_id
+                self._put(txn, "progress", job_id.encode(), checkpoint.progress)
+                for line, retry in checkpoint.retries.items():
+                    self._put(txn, "retries", line_key(job_id, line), retry)
+                for dead_key, letter in dead:
+                    self._put_raw(txn, "dead", dead_key, letter)
+                rows = sorted(
+                    (line_key(job_id, line), entry.pack()) for line, entry in checkpoint.entries
+                )
+                with txn.cursor(db=self._db["lines"]) as cursor:
+                    _, added = cursor.putmulti(rows, overwrite=False)
+                if added != len(rows):
+                    txn.abort()
+                    msg = f"{len(rows) - added} lines of job {job_id} ended twice; this is a bug"
+                    raise LedgerError("outcome_twice", msg)
             for key, value in (state or {}).items():
                 self._put_state(txn, key, value)
-
-    def _apply(
-        self, txn: lmdb.Transaction, checkpoint: Checkpoint, dead: list[tuple[bytes, bytes]]
-    ) -> None:
-        job_id = checkpoint.job_id
-        self._put(txn, "progress", job_id.encode(), checkpoint.progress)
-        for line, retry in checkpoint.retries.items():
-            self._put(txn, "retries", line_key(job_id, line), retry)
-        for key, value in dead:
-            self._put_raw(txn, "dead", key, value)
-        rows = sorted((line_key(job_id, line), entry.pack()) for line, entry in checkpoint.entries)
-        with txn.cursor(db=self._db["lines"]) as cursor:
-            _, added = cursor.putmulti(rows, overwrite=False)
-        if added != len(rows):
-            txn.abort()
-            msg = f"{len(rows) - added} lines of job {job_id} ended twice; this is a bug"
-            raise LedgerError("outcome_twice", msg)
 
     def progress(self, job_id: str) -> Progress:
         """How far a job is; all zero when it never ran."""

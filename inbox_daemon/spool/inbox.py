@@ -136,7 +136,9 @@ class Inbox(Layout):
                     self._take_sidecars(lane, sidecars, aside.parent)
                     durable.remove_tree(aside.parent)
                     return None
-                if _same_file(aside, signature):
+                found = Signature.of(aside.lstat())
+                # Our own rename has just changed the ctime.
+                if found._replace(ctime_ns=signature.ctime_ns) == signature:
                     self._take_sidecars(lane, sidecars, aside.parent)
                     return aside
                 self._put_back(aside)
@@ -196,14 +198,3 @@ class Inbox(Layout):
             if _ASIDE.match(folder.name):
                 for aside in folder.iterdir():
                     self._put_back(aside)
-
-
-def _same_file(path: Path, signature: Signature) -> bool:
-    """Compare all but the ctime, which our own rename has just changed."""
-    found = Signature.of(path.lstat())
-    return (found.dev, found.ino, found.size, found.mtime_ns) == (
-        signature.dev,
-        signature.ino,
-        signature.size,
-        signature.mtime_ns,
-    )

@@ -34,11 +34,11 @@ class Outbox(Layout):
         A folder without output.jsonl is only a notice (a refusal, or the answer to
         a re-delivery), an empty one was collected by a fetch that removes files.
         """
-        return (self.outbox / name / OUTPUT).exists() or self._holds_foreign_files(name)
-
-    def _holds_foreign_files(self, name: str) -> bool:
+        folder = self.outbox / name
+        if (folder / OUTPUT).exists():
+            return True
         try:
-            return any(entry.name != STATUS for entry in (self.outbox / name).iterdir())
+            return any(entry.name != STATUS for entry in folder.iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return False
 

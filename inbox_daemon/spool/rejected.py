@@ -64,7 +64,10 @@ class Rejections(Layout):
         for note in sorted(self.claimed.iterdir()):
             if not _NOTE.match(note.name):
                 continue
-            file = _file_of(note)
+            try:
+                file: str | None = str(orjson.loads(note.read_bytes())["file"])
+            except (orjson.JSONDecodeError, KeyError):  # the crash came before it was whole
+                file = None
             job_id = note.name.removesuffix(".reason.json")
             if file and self.claim_path(job_id).exists():
                 durable.move(self.claim_path(job_id), self.rejected / file)
@@ -93,11 +96,3 @@ class Rejections(Layout):
                 durable.remove_tree(self.rejected / name)
             else:
                 durable.remove_file(self.rejected / name)
-
-
-def _file_of(note: Path) -> str | None:
-    """Which file a reason speaks of; None when the crash came before it was whole."""
-    try:
-        return str(orjson.loads(note.read_bytes())["file"])
-    except (orjson.JSONDecodeError, KeyError):
-        return None
