@@ -88,7 +88,7 @@ class Store:
                     )
                 durable.write_file(self._folder / MARKER, orjson.dumps({"version": LEDGER_VERSION}))
                 durable.sync_dir(self._folder)
-            self._upgrade(self._version(), readonly=readonly)
+            self._upgrade(readonly=readonly)
         except LedgerError:
             self._env.close()
             raise
@@ -116,19 +116,17 @@ class Store:
             msg = f"the ledger in {self._folder} cannot be opened: {error}"
             raise LedgerError("ledger_unreadable", msg) from None
 
-    def _version(self) -> int:
+    def _upgrade(self, *, readonly: bool) -> None:
+        """Bring an older ledger up to date, a version at a time, each in one transaction."""
         with self._read() as txn:
-            found = txn.get(b"version", db=self._db["meta"])
-        if found is None:
+            written = txn.get(b"version", db=self._db["meta"])
+        if written is None:
             msg = (
                 f"the ledger in {self._folder} holds nothing although it was made: restore it "
                 "from a backup, or move the ledger folder away to start afresh"
             )
             raise LedgerError("ledger_lost", msg)
-        return int(found)
-
-    def _upgrade(self, found: int, *, readonly: bool) -> None:
-        """Bring an older ledger up to date, a version at a time, each in one transaction."""
+        found = int(written)
         if found > LEDGER_VERSION:
             msg = (
                 f"the ledger in {self._folder} has version {found} and this release reads "
