@@ -10,6 +10,8 @@ requests; they differ where the file has blank lines.
 import os
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -37,6 +39,15 @@ class _JobFile:
             os.close(self._fd)
             self._fd = -1
 
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        """Close the file if the rest of its opening fails: no one else knows of it yet."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
 
 class InputFile(_JobFile):
     """The open input file of an accepted job."""
@@ -48,21 +59,20 @@ class InputFile(_JobFile):
         OSError: it cannot be read.
         """
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._size = os.fstat(self._fd).st_size
-        lines, starts = array("I"), array("Q")
-        offset = 0
-        with os.fdopen(os.dup(self._fd), "rb", buffering=_READ_BYTES) as file:
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if not line.isspace():
-                    lines.append(number)
-                    starts.append(offset)
-                offset += len(line)
-        self.lines, self._starts = lines, starts
-        if len(self.lines) != requests:
-            self.close()
-            msg = f"{path} has {len(self.lines)} requests where {requests} were accepted"
-            raise DamagedJobError("input_damaged", msg)
+        with self._closed_on_error():
+            self._size = os.fstat(self._fd).st_size
+            self.lines, self._starts = array("I"), array("Q")
+            offset = 0
+            with os.fdopen(os.dup(self._fd), "rb", buffering=_READ_BYTES) as file:
+                file.seek(0)
+                for number, line in enumerate(file, 1):
+                    if not line.isspace():
+                        self.lines.append(number)
+                        self._starts.append(offset)
+                    offset += len(line)
+            if len(self.lines) != requests:
+                msg = f"{path} has {len(self.lines)} requests where {requests} were accepted"
+                raise DamagedJobError("input_damaged", msg)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -121,15 +131,17 @@ class ResultsFile(_JobFile):
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fresh = not path.exists()
         self._fd = os.open(path, flags, 0o640)
-        size = os.fstat(self._fd).st_size
-        if size < committed:
-            os.close(self._fd)
-            msg = f"{path} has {size} bytes where {committed} were committed: the disk lost data"
-            raise DamagedJobError("journal_short", msg)
-        if size > committed:
-            os.ftruncate(self._fd, committed)
-        if fresh:
-            durable.sync_dir(path.parent)
+        with self._closed_on_error():
+            size = os.fstat(self._fd).st_size
+            if size < committed:
+                msg = (
+                    f"{path} has {size} bytes where {committed} were committed; the disk lost data"
+                )
+                raise DamagedJobError("results_short", msg)
+            if size > committed:
+                os.ftruncate(self._fd, committed)
+            if fresh:
+                durable.sync_dir(path.parent)
         self.durable = committed
         self.written = committed
         self._pending: list[bytes] = []

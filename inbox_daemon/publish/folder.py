@@ -101,7 +101,7 @@ def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
                     whole = output[:1] == b"{" and output[-2:] == b"}\n"
                     if len(output) != entry.length or not whole:
                         msg = f"results.part lost the outcome of line {line}"
-                        raise DamagedJobError("journal_short", msg)
+                        raise DamagedJobError("results_short", msg)
                     if entry.outcome is Outcome.RESULT:
                         files.add(OUTPUT, output)
                         continue

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox_daemon.contract.errors import DamagedJobError
-from inbox_daemon.jobs.files import ResultsFile
+from inbox_daemon.jobs.files import InputFile, ResultsFile
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_file_that_is_too_short_is_damage(path: Path) -> None:
     path.write_bytes(b"one\n")
     with pytest.raises(DamagedJobError) as caught:
         ResultsFile(path, 5)
-    assert caught.value.code == "journal_short"
+    assert caught.value.code == "results_short"
     assert path.read_bytes() == b"one\n"
 
 
@@ -71,6 +71,23 @@ def test_a_missing_file_is_damage_once_anything_was_committed(path: Path) -> Non
     """A journal that vanished is not begun anew."""
     with pytest.raises(DamagedJobError):
         ResultsFile(path, 1)
+
+
+def test_a_failed_opening_leaves_no_descriptor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk fails in the middle of the opening, the file is closed again."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    path.write_bytes(b"one\ntwo\n")
+    descriptors = Path("/proc/self/fd")
+    opened = len(list(descriptors.iterdir()))
+    monkeypatch.setattr(os, "ftruncate", fail)
+    monkeypatch.setattr(os, "dup", fail)
+    for open_it in (lambda: ResultsFile(path, 4), lambda: InputFile(path, 2)):
+        with pytest.raises(OSError, match="broken"):
+            open_it()
+    assert len(list(descriptors.iterdir())) == opened
 
 
 def test_a_link_in_its_place_is_not_followed(path: Path, tmp_path: Path) -> None:
