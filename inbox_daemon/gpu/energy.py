@@ -40,17 +40,14 @@ class EnergyMeter:
         passed_s = now - self._now
         used = None
         if 0 <= passed_s <= MAX_GAP_S:
-            used = self._counted(energy_j, passed_s)
+            if energy_j is not None and self._energy_j is not None:
+                # A counter that was set back or runs wild is not believed.
+                most = MAX_POWER_W * (passed_s + COUNTER_LAG_S)
+                used = _within(energy_j - self._energy_j, most)
             if used is None and power_w is not None and self._power_w is not None:
                 used = (power_w + self._power_w) / 2 * passed_s
         self._now, self._energy_j, self._power_w = now, energy_j, power_w
         return used
-
-    def _counted(self, energy_j: float | None, passed_s: float) -> float | None:
-        """The counter's difference, unless it was set back or runs wild."""
-        if energy_j is None or self._energy_j is None:
-            return None
-        return _within(energy_j - self._energy_j, MAX_POWER_W * (passed_s + COUNTER_LAG_S))
 
 
 def _within(figure: float | None, most: float) -> float | None:

@@ -120,7 +120,15 @@ class Governor:
             reasons = (_SLOWED_FOR.get(reason, "") for reason in sample.throttle_reasons)
             throttled = next(filter(None, reasons), "")
             self._allowance = self._thermal.update(sample.temperature_c, throttled=throttled)
-            self._read_memory(sample)
+            others = sample.others_percent if self._kind.owned else None
+            self.chunk_size = self._sizer.update(others)
+            if self.chunk_size == self._largest:
+                self._crowded = None
+            elif others is not None:
+                self._crowded = (
+                    f"others use {others:.0f} % of the GPU's memory: a chunk holds "
+                    f"{self.chunk_size} requests"
+                )
             self._has_answered = self._has_answered or sample.healthy
             lost = self._kind.computes_here and self._has_answered and not sample.healthy
             if self._silence.update(on=lost):
@@ -141,17 +149,6 @@ class Governor:
         before, self._told = self._told[0], told
         words = "; ".join(self.reasons) or "all of the window is used"
         return Change(self.state, before, words, self.chunk_size)
-
-    def _read_memory(self, sample: GpuSample) -> None:
-        others = sample.others_percent if self._kind.owned else None
-        self.chunk_size = self._sizer.update(others)
-        if self.chunk_size == self._largest:
-            self._crowded = None
-        elif others is not None:
-            self._crowded = (
-                f"others use {others:.0f} % of the GPU's memory: a chunk holds "
-                f"{self.chunk_size} requests"
-            )
 
 
 # From "How much is sent" in DESIGN.md: below this share of the memory, this many.

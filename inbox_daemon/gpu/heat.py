@@ -84,7 +84,12 @@ class ThermalGovernor:
         """
         self._slowed_for = throttled or self._slowed_for
         slowed = self._slowing.update(on=bool(throttled))
-        self._read(temperature_c)
+        if temperature_c is not None and math.isfinite(temperature_c):
+            self._missing, self._celsius = 0, temperature_c
+            self._gate = self._gate_at(temperature_c)
+        else:
+            self._missing += 1
+            self._gate = self._gate if self._missing <= PATIENCE_READINGS else GovernorState.OPEN
         if self._gate is GovernorState.CLOSED:
             what = f"is at {self._celsius:g} °C"
             if self._missing:
@@ -106,14 +111,6 @@ class ThermalGovernor:
             return OPEN
         words = _share_words(f"the GPU slows itself down for {self._slowed_for}", THROTTLED_FACTOR)
         return Allowance(GovernorState.SHRINK, THROTTLED_FACTOR, words, "throttling")
-
-    def _read(self, temperature_c: float | None) -> None:
-        if temperature_c is not None and math.isfinite(temperature_c):
-            self._missing, self._celsius = 0, temperature_c
-            self._gate = self._gate_at(temperature_c)
-        else:
-            self._missing += 1
-            self._gate = self._gate if self._missing <= PATIENCE_READINGS else GovernorState.OPEN
 
     def _gate_at(self, celsius: float) -> GovernorState:
         """Each state is left at a lower border than it is entered."""

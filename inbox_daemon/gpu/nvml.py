@@ -104,7 +104,21 @@ class NvmlGpu:
         if not self._busy.acquire(blocking=False):
             return self._sick("the driver has not answered the last question yet")
         try:
-            return self._read(frozenset(our_pids))
+            if self._nvml is None:
+                import pynvml  # noqa: PLC0415 - most of start-up's imports, and often for nothing
+
+                self._nvml = pynvml
+            nvml = self._nvml
+            try:
+                self._open(nvml)
+                return _Card(nvml, self._handle).read(self._name or "", frozenset(our_pids))
+            except _NoGpuError:
+                return None if self._name is None else self._sick("it is gone from this machine")
+            except _MissingIndexError as error:
+                return self._sick(str(error))
+            except nvml.NVMLError as error:
+                self._reset()
+                return self._sick(f"NVML says: {error}")
         finally:
             self._busy.release()
 
@@ -116,23 +130,6 @@ class NvmlGpu:
             self._reset()
         finally:
             self._busy.release()
-
-    def _read(self, our_pids: frozenset[int]) -> GpuSample | None:
-        if self._nvml is None:
-            import pynvml  # noqa: PLC0415 - most of start-up's imports, and often for nothing
-
-            self._nvml = pynvml
-        nvml = self._nvml
-        try:
-            self._open(nvml)
-            return _Card(nvml, self._handle).read(self._name or "", our_pids)
-        except _NoGpuError:
-            return None if self._name is None else self._sick("it is gone from this machine")
-        except _MissingIndexError as error:
-            return self._sick(str(error))
-        except nvml.NVMLError as error:
-            self._reset()
-            return self._sick(f"NVML says: {error}")
 
     def _open(self, nvml: ModuleType) -> None:
         if self._handle is not None:
@@ -192,6 +189,11 @@ class _Card:
         ours = None if len(known) < len(held) or (our_pids and not held) else sum(known)
         utilization = self._ask("nvmlDeviceGetUtilizationRates")
         temperature = self._ask("nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU)
+        power = self._ask("nvmlDeviceGetPowerUsage")
+        power_limit = self._ask("nvmlDeviceGetEnforcedPowerLimit")
+        throttle_bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
+        if throttle_bits is None:  # drivers before 535 know it by its older name
+            throttle_bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
         return GpuSample(
             name=name,
             memory_used_bytes=used,
@@ -199,10 +201,12 @@ class _Card:
             memory_percent=_percent(used, total),
             others_percent=None if used is None or ours is None else _percent(used - ours, total),
             temperature_c=temperature,
-            power_w=_thousandth(self._ask("nvmlDeviceGetPowerUsage")),
-            power_limit_w=_thousandth(self._ask("nvmlDeviceGetEnforcedPowerLimit")),
+            power_w=_thousandth(power),
+            power_limit_w=_thousandth(power_limit),
             utilization_percent=None if utilization is None else utilization.gpu,
-            throttle_reasons=self._throttle_reasons(),
+            throttle_reasons=tuple(
+                word for bit, word in THROTTLE_REASONS.items() if throttle_bits & bit
+            ),
             energy_j=_thousandth(self._ask("nvmlDeviceGetTotalEnergyConsumption")),
         )
 
@@ -251,12 +255,6 @@ class _Card:
             else:
                 return info.used, info.total
         return None, None
-
-    def _throttle_reasons(self) -> tuple[str, ...]:
-        bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
-        if bits is None:  # drivers before 535 know it by its older name
-            bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-        return tuple(word for bit, word in THROTTLE_REASONS.items() if (bits or 0) & bit)
 
 
 def _percent(part: int | None, whole: int | None) -> float | None:
