@@ -21,12 +21,6 @@ from inbox_daemon.engine.window import DEFAULT_WINDOW, RESERVE_FLOOR, WindowCont
 
 MINIMUM, MAXIMUM = 8, 4096
 
-# Chunk size
-
-
-# Heat
-
-
 # The window: a simulated engine
 
 

@@ -1,4 +1,4 @@
-"""The controllers: chunk size, heat, and the window, against a simulated engine and lies."""
+"""Chunk size and heat: what the card allows, also where its figures are absent or wrong."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox_daemon.engine.base import Load
 from inbox_daemon.gpu.governor import ChunkSizer
 from inbox_daemon.gpu.heat import CALM_READINGS, PATIENCE_READINGS, GovernorState, ThermalGovernor
 
@@ -190,25 +189,3 @@ def test_closed_needs_a_reading_above_stop(readings: list[float | None]) -> None
             hot = reading > 87 or (hot and reading >= 75)
         assert hot or allowance.gate is not GovernorState.CLOSED
         assert 0.0 <= allowance.factor <= 1.0
-
-
-# The window: a simulated engine
-
-
-# The window: a server that others use too
-
-
-# The window: a recorded course
-
-
-# The window: figures that are absent, wrong or hostile
-
-
-sane_loads = st.builds(
-    Load,
-    running=st.integers(0, 2000),
-    waiting=st.integers(0, 2000),
-    kv_cache_use=st.none() | st.floats(0, 1),
-    preemptions=st.none() | st.integers(0, 100),
-)
-readings = st.tuples(sane_loads, st.floats(0, 1.5), st.integers(0, 3000), st.floats(0, 3))

@@ -20,6 +20,7 @@ from inbox_daemon.intake.control import Command, Controller
 from inbox_daemon.intake.loop import Intake
 from inbox_daemon.spool.entries import Signature, identity_of
 from miniature import Miniature
+from spool_files import names
 
 GOOD = request("a") + b"\n" + request("b") + b"\n"
 OTHER = request("c") + b"\n"
@@ -95,11 +96,6 @@ def impatient(tmp_path: Path) -> Iterator[Gatehouse]:
     made = Gatehouse(tmp_path / "spool", intake={"incomplete_s": 1e-6})
     yield made
     made.close()
-
-
-def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
 
 
 def marker(content: bytes) -> bytes:

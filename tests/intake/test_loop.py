@@ -23,6 +23,7 @@ from inbox_daemon.request.validation import Served
 from inbox_daemon.spool import Spool, durable
 from inbox_daemon.spool.entries import scan
 from miniature import Miniature
+from spool_files import names
 
 GOOD = request("a") + b"\n" + request("b") + b"\n"
 OTHER = request("c") + b"\n"
@@ -100,11 +101,6 @@ def make(root: Path) -> Iterator[Any]:
     yield make
     for desk in made:
         desk.close()
-
-
-def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
 
 
 def assert_idle(spool: Spool) -> None:

@@ -19,16 +19,12 @@ from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool
 from miniature import Miniature, life
+from spool_files import names
 
 OTHER = JOB_ID[:-1] + "1"
 IDS = [f"r{number}" for number in range(5)]
 GOOD = b"\n".join(request(custom_id) for custom_id in IDS) + b"\n"
 BAD = b"nope\n"
-
-
-def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
 
 
 def assert_ended_well(daemon: Miniature, crashes: int) -> None:

@@ -7,63 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builders import JOB_ID, dead_letter, request, start_job
+from builders import JOB_ID, dead_letter, request
 from inbox_daemon.contract.errors import DamagedJobError
-from inbox_daemon.contract.records import DeadReason, RetryRecord, Tokens
+from inbox_daemon.contract.records import Tokens
 from inbox_daemon.jobs.files import InputFile
-from inbox_daemon.jobs.running import Batch, RunningJob
+from job_desk import Desk
+from ledger_rows import RETRY
 
 LINES = [request(f"r{n}") for n in range(6)]
-RETRY = RetryRecord(
-    failures=1,
-    reason=DeadReason.MAX_ATTEMPTS,
-    code="http_500",
-    message="no",
-    http_status=500,
-    first_at=1.0,
-    last_at=2.0,
-)
-
-
-class Desk:
-    """One job on a real spool, which can be closed and opened again."""
-
-    def __init__(self, root: Path, lines: list[bytes]) -> None:
-        """Accept and start the job."""
-        self.spool, self.ledger, self.record = start_job(root, lines)
-        self.run = RunningJob(self.record, self.spool, self.ledger)
-
-    def reopen(self) -> RunningJob:
-        """Drop everything in memory and load the job again."""
-        self.run.close()
-        self.run = RunningJob(self.record, self.spool, self.ledger)
-        return self.run
-
-    def commit(self) -> Batch:
-        """Make everything count."""
-        batch = self.run.take_batch()
-        self.run.results.flush(batch.lines, batch.length)
-        self.ledger.checkpoint([batch.checkpoint])
-        self.run.committed(batch)
-        return batch
-
-    def admit(self, size: int) -> None:
-        """Admit and commit a chunk."""
-        self.run.marks.admit(size)
-        self.commit()
-
-    def take(self, now: float = 0.0) -> list[int]:
-        """Start everything that may be started; return the ordinals."""
-        taken = []
-        while (ordinal := self.run.marks.next_ordinal(now)) is not None:
-            self.run.marks.start(ordinal)
-            taken.append(ordinal)
-        return taken
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self.run.close()
-        self.ledger.close()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from builders import JOB_ID, config, dead_letter, job_record, request
 from inbox_daemon.contract.records import Checkpoint, Progress
 from inbox_daemon.publish.retention import Kept, retain, surplus
 from miniature import Miniature
+from spool_files import names
 
 DAY = 86400.0
 NOW = 100 * DAY
@@ -95,11 +96,6 @@ def finish(daemon: Miniature, name: str, at: float) -> None:
     record = next(r for r in daemon.ledger.jobs() if r.name == name)
     daemon.ledger.update(record.model_copy(update={"finished_at": at}))
     os.utime(daemon.spool.outbox / name / "status.json", (at, at))
-
-
-def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
 
 
 def test_old_results_go_and_new_ones_stay(daemon: Miniature) -> None:

@@ -4,11 +4,19 @@ from typing import Any
 
 import pytest
 
-from bodies import DATA, EMBEDDINGS, RERANK, RESPONSES, SCORE, chat_part, check, fault_of, said
+from bodies import (
+    DATA,
+    EMBEDDINGS,
+    NOT_ALLOWED,
+    RERANK,
+    RESPONSES,
+    SCORE,
+    chat_part,
+    check,
+    fault_of,
+    said,
+)
 from builders import CHAT
-
-NOT_ALLOWED, OVER, WRONG = "body_not_allowed", "body_over_limit", "invalid_request"
-
 
 # -- media --------------------------------------------------------------------------
 
@@ -127,11 +135,3 @@ def test_a_part_that_was_opened_still_has_its_media_looked_at() -> None:
 def test_a_files_data_are_in_the_request(part: dict[str, Any]) -> None:
     """Neither a place to fetch a file from nor the id of an upload stands in for its bytes."""
     assert said(CHAT, chat_part(part))[0] == NOT_ALLOWED
-
-
-# -- caps ---------------------------------------------------------------------------
-
-
-def tool(schema: object = None, name: str = "f") -> dict[str, Any]:
-    """A function as a chat's tool."""
-    return {"type": "function", "function": {"name": name, "parameters": schema}}

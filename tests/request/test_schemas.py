@@ -4,23 +4,8 @@ from typing import Any
 
 import pytest
 
-from bodies import check, said
+from bodies import NOT_ALLOWED, check, json_schema, said, tool
 from builders import CHAT
-
-NOT_ALLOWED, OVER, WRONG = "body_not_allowed", "body_over_limit", "invalid_request"
-
-
-# -- caps ---------------------------------------------------------------------------
-
-
-def tool(schema: object = None, name: str = "f") -> dict[str, Any]:
-    """A function as a chat's tool."""
-    return {"type": "function", "function": {"name": name, "parameters": schema}}
-
-
-def json_schema(schema: object) -> dict[str, Any]:
-    """A chat's response_format."""
-    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
 @pytest.mark.parametrize(

@@ -5,31 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from builders import JOB_ID, make_spool
+from builders import JOB_ID
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.spool import Spool
-from inbox_daemon.spool.entries import Signature
-
-NORMAL = Priority.NORMAL
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    """An empty spool."""
-    return make_spool(tmp_path)
-
-
-def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
-
-
-def drop(spool: Spool, name: str, content: bytes = b"{}\n", lane: Priority = NORMAL) -> Signature:
-    """Put a file into inbox/ and say what it looks like."""
-    path = spool.lane(lane) / name
-    path.write_bytes(content)
-    return Signature.of(path.lstat())
-
+from spool_files import NORMAL, drop, names
 
 # -- drops --------------------------------------------------------------------------
 

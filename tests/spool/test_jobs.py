@@ -1,30 +1,13 @@
 """queued/ and running/: each move of a job, also when it is repeated."""
 
 import os
-from pathlib import Path
 
-import orjson
 import pytest
 
-from builders import JOB_ID, make_spool
+from builders import JOB_ID
 from inbox_daemon.contract.states import JobState
 from inbox_daemon.spool import Spool
-
-NOTICE = b'{"id": "x", "status": "failed"}'
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    """An empty spool."""
-    return make_spool(tmp_path)
-
-
-def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
-
-
-# -- jobs ---------------------------------------------------------------------------
+from spool_files import NOTICE, build, names
 
 
 def test_a_job_moves_from_folder_to_folder(spool: Spool) -> None:
@@ -40,14 +23,6 @@ def test_a_job_moves_from_folder_to_folder(spool: Spool) -> None:
     spool.discard(JOB_ID)
     spool.discard(JOB_ID)
     assert (spool.running_ids(), names(spool.outbox)) == ([], {"job"})
-
-
-def build(spool: Spool, name: str = "job") -> None:
-    """Make the folder that will be published."""
-    folder = spool.build_path(JOB_ID)
-    folder.mkdir(parents=True)
-    (folder / "output.jsonl").write_bytes(b"{}\n")
-    (folder / "status.json").write_bytes(orjson.dumps({"id": JOB_ID, "name": name}))
 
 
 def test_publishing_again_finds_what_was_published(spool: Spool) -> None:

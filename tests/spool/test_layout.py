@@ -7,32 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from builders import make_spool
 from inbox_daemon.contract.errors import SpoolError
-from inbox_daemon.contract.states import Priority
 from inbox_daemon.spool import FOLDERS, Spool, holder_of
-from inbox_daemon.spool.entries import Signature
-
-NORMAL = Priority.NORMAL
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    """An empty spool."""
-    return make_spool(tmp_path)
-
-
-def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
-
-
-def drop(spool: Spool, name: str, content: bytes = b"{}\n", lane: Priority = NORMAL) -> Signature:
-    """Put a file into inbox/ and say what it looks like."""
-    path = spool.lane(lane) / name
-    path.write_bytes(content)
-    return Signature.of(path.lstat())
-
+from spool_files import drop, names
 
 # -- the whole ----------------------------------------------------------------------
 

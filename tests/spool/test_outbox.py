@@ -1,38 +1,12 @@
 """outbox/: results and notices, whole or not at all."""
 
 import os
-from pathlib import Path
 
-import orjson
 import pytest
 
-from builders import JOB_ID, make_spool
+from builders import JOB_ID
 from inbox_daemon.spool import Spool
-
-NOTICE = b'{"id": "x", "status": "failed"}'
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    """An empty spool."""
-    return make_spool(tmp_path)
-
-
-def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
-
-
-# -- jobs ---------------------------------------------------------------------------
-
-
-def build(spool: Spool, name: str = "job") -> None:
-    """Make the folder that will be published."""
-    folder = spool.build_path(JOB_ID)
-    folder.mkdir(parents=True)
-    (folder / "output.jsonl").write_bytes(b"{}\n")
-    (folder / "status.json").write_bytes(orjson.dumps({"id": JOB_ID, "name": name}))
-
+from spool_files import NOTICE, build, names
 
 # -- notices ------------------------------------------------------------------------
 

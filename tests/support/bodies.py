@@ -12,18 +12,13 @@ from inbox_daemon.request.faults import LineFaultError
 from inbox_daemon.request.line import parse_request
 
 RESPONSES = "/v1/responses"
-
-
 EMBEDDINGS = "/v1/embeddings"
-
-
 SCORE = "/v1/score"
-
-
 RERANK = "/v1/rerank"
-
-
 DATA = "data:image/png;base64,iVBORw0KGgo="
+
+# The codes of the faults of a body.
+NOT_ALLOWED, OVER, WRONG = "body_not_allowed", "body_over_limit", "invalid_request"
 
 
 def check(url: str, body: dict[str, Any], **rules: Any) -> None:  # noqa: ANN401 - any key's value
@@ -54,3 +49,13 @@ def chat_part(part: object) -> dict[str, Any]:
     """A chat whose second message has this as its second part."""
     parts = [{"type": "text", "text": "look"}, part]
     return {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": parts}]}
+
+
+def tool(schema: object = None, name: str = "f") -> dict[str, Any]:
+    """A function as a chat's tool."""
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+def json_schema(schema: object) -> dict[str, Any]:
+    """A chat's response_format."""
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}

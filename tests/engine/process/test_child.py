@@ -18,12 +18,6 @@ Start = Callable[..., Awaitable[Child]]
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Path:
-    """Name the file that notes the running child."""
-    return tmp_path / "engine.json"
-
-
-@pytest.fixture
 async def start(record: Path) -> AsyncIterator[Start]:
     """Start Python programs as children, and end them after the test."""
     children: list[Child] = []

@@ -28,12 +28,6 @@ from standin_programs import STUBBORN, WAIT, WITH_HELPER, noted, until, until_li
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Path:
-    """Name the file that notes the running child."""
-    return tmp_path / "engine.json"
-
-
-@pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that is nobody's engine."""
     with subprocess.Popen([sys.executable, "-c", WAIT], stdout=subprocess.DEVNULL) as process:
