@@ -49,28 +49,23 @@ def open_engine(
     loop after each change of the engine's state.  A configuration that names no engine
     gives one that never becomes ready and says why.
     """
-    server = _server(config, state_dir / RECORD_NAME)
-    child_timing = Timing(start_timeout_s=config.engine.start_timeout_s)
-    default = _REMOTE_TIMING if config.endpoint.url else child_timing
-    return Supervisor(server, timing or default, on_change, config.engine.served_name)
-
-
-def _server(config: Config, record: Path) -> Server:
-    environ = current_environment()
+    record, environ = state_dir / RECORD_NAME, current_environment()
+    default = Timing(start_timeout_s=config.engine.start_timeout_s)
+    server: Server = MissingServer()
     if config.endpoint.url:
-        return RemoteServer(config.endpoint.url)
-    if config.engine.command:
-        return ChildServer(
+        server, default = RemoteServer(config.endpoint.url), _REMOTE_TIMING
+    elif config.engine.command:
+        server = ChildServer(
             lambda socket, _fast: custom_launch(config.engine, socket, environ),
             record,
             EngineKind(owned=True),
             has_fast_form=lambda: False,
         )
-    if config.engine.model:
-        return ChildServer(
+    elif config.engine.model:
+        server = ChildServer(
             lambda socket, fast: vllm_launch(config, socket, environ, rust=fast),
             record,
             EngineKind(owned=True, computes_here=True),
             has_fast_form=partial(chooses_rust, config, environ),
         )
-    return MissingServer()
+    return Supervisor(server, timing or default, on_change, config.engine.served_name)

@@ -195,7 +195,14 @@ class Client:
 
 
 def _open_session(address: str, **kept: Any) -> tuple[str, aiohttp.ClientSession]:  # noqa: ANN401 - as the connector takes them
-    base, connector = _connect(address, **kept)
+    connector: aiohttp.BaseConnector
+    if address.startswith("unix:"):
+        base = "http://localhost"
+        connector = aiohttp.UnixConnector(address.removeprefix("unix:"), limit=0, **kept)
+    else:
+        # OpenAI's own clients are given the address with /v1, which our paths hold already.
+        base = address.rstrip("/").removesuffix("/v1")
+        connector = aiohttp.TCPConnector(limit=0, **kept)
     return base, aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -207,16 +214,6 @@ def _open_session(address: str, **kept: Any) -> tuple[str, aiohttp.ClientSession
         },
         auto_decompress=False,
     )
-
-
-def _connect(address: str, **kept: Any) -> tuple[str, aiohttp.BaseConnector]:  # noqa: ANN401 - likewise
-    if address.startswith("unix:"):
-        return "http://localhost", aiohttp.UnixConnector(
-            address.removeprefix("unix:"), limit=0, **kept
-        )
-    # OpenAI's own clients are given the address with /v1, which our paths hold already.
-    base = address.rstrip("/").removesuffix("/v1")
-    return base, aiohttp.TCPConnector(limit=0, **kept)
 
 
 @lru_cache

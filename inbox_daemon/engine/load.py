@@ -40,8 +40,11 @@ def parse_load(text: str) -> Load:
     vLLM's page has some thousand lines, so the wanted ones are picked before parsing.
     """
     picked = "\n".join(line for line in text.splitlines() if line.startswith(_WANTED))
+    values = defaultdict(list)
     try:
-        values = _values(picked + "\n")
+        for family in text_string_to_metric_families(picked + "\n"):
+            for sample in family.samples:
+                values[sample.name].append(sample.value)
     except ValueError:
         return Load()
     kv_use = values.get(_KV_USE) or values.get(_KV_USE_OLD)
@@ -53,14 +56,6 @@ def parse_load(text: str) -> Load:
         preemptions=_total(values.get(_PREEMPTIONS)),
         tokens=_total(values.get(_PROMPT_TOKENS, []) + values.get(_GENERATED_TOKENS, [])),
     )
-
-
-def _values(text: str) -> dict[str, list[float]]:
-    values = defaultdict(list)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            values[sample.name].append(sample.value)
-    return values
 
 
 def _total(values: list[float] | None) -> int | None:

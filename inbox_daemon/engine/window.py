@@ -157,7 +157,10 @@ class WindowController:
         # A cold engine that takes in ever more is not left to run out first.
         low = max(few, running // 3) if rising and not self._saturated else few
         used = in_flight >= USED_SHARE * self._window
-        limited = self._is_limited(in_flight, limited=limited)
+        if not limited:
+            # Where it is not known, a little less counts too: a place may not be refilled yet.
+            slack = max(SLACK, self._window // 10) if limited is None else 0
+            limited = in_flight >= self._window - slack
         known = running + max(few, RESERVE_FLOOR) >= 0.75 * in_flight
         return _Reading(
             running=running,
@@ -173,12 +176,6 @@ class WindowController:
             hungry=limited and waiting <= low and known,
             drained=waiting <= few,
         )
-
-    def _is_limited(self, in_flight: int, *, limited: bool | None) -> bool:
-        """Return whether the window is the limit; a sample may come before a place is refilled."""
-        if limited is None:
-            return in_flight >= self._window - max(SLACK, self._window // 10)
-        return limited or in_flight >= self._window
 
     def _preempted(self, counter: int | None) -> int:
         """Return the preemptions since the last reading; a restarted engine counts from 0."""
@@ -200,24 +197,23 @@ class WindowController:
             # From further off a larger share of the way, to be quick from a cold start.
             share = 2 if reading.waiting > 2 * EXCESS * self._reserve() else 4
             return min(self._window, goal + max(0, self._window - goal) // share)
-        grown = self._grown(reading, target) if self._hungry else self._window
+        grown = self._window
+        if self._hungry and self._careful:
+            # After preemptions the window stands still at first, then takes small steps.
+            if self._careful <= CAREFUL_READINGS - STILL_READINGS:
+                grown += max(1, self._window // 16)
+        elif self._hungry:
+            doubling = not self._saturated or self._hungry > 1
+            large = self._window >= LARGE
+            step = self._window // 2 if large else self._window
+            grown += step if doubling else max(1, self._window // 4)
+            if reading.kv_full:
+                grown = max(self._window, min(grown, target + self._reserve()))
+            elif not reading.drained:
+                ramp = reading.in_flight + RAMP_READINGS * reading.intake + self._reserve()
+                grown = max(self._window, min(grown, ramp))
         lacking = reading.limited and reading.waiting < self._reserve()
         return max(grown, target) if lacking and not self._careful else grown
-
-    def _grown(self, reading: _Reading, target: int) -> int:
-        if self._careful:
-            still = self._careful > CAREFUL_READINGS - STILL_READINGS
-            return self._window if still else self._window + max(1, self._window // 16)
-        doubling = not self._saturated or self._hungry > 1
-        large = self._window >= LARGE
-        step = self._window // 2 if large else self._window
-        grown = self._window + (step if doubling else max(1, self._window // 4))
-        if reading.kv_full:
-            return max(self._window, min(grown, target + self._reserve()))
-        if not reading.drained:
-            ramp = reading.in_flight + RAMP_READINGS * reading.intake + self._reserve()
-            return max(self._window, min(grown, ramp))
-        return grown
 
     def _reserve(self) -> int:
         of_running = RESERVE_SHARE * max(self._recent)

@@ -94,7 +94,11 @@ class Child:
             os.close(writing)
         child = cls(process, leader_of(process.pid), record)
         child._reading = asyncio.create_task(child._read(reading))
-        await child._note(folder)
+        try:
+            write_record(record, Note(child._leader, str(folder)))
+        except OSError:
+            await child.stop(0)
+            raise
         log.info("engine_started", extra={"pid": process.pid, "command": launch.argv})
         return child
 
@@ -122,27 +126,16 @@ class Child:
         finally:
             if not self.pids():
                 forget_record(self._record)
-            await self._stop_reading()
+            if self._reading is not None:
+                # The pipe ends with the last process; one that cannot be killed may hold it.
+                await asyncio.wait({self._reading}, timeout=_DRAIN_S)
+                self._reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._reading
 
     def kill(self) -> None:
         """Kill all its processes without waiting; the note of it stays for the next daemon."""
         signal_all(self._leader, signal.SIGKILL)
-
-    async def _note(self, folder: Path) -> None:
-        try:
-            write_record(self._record, Note(self._leader, str(folder)))
-        except OSError:
-            await self.stop(0)
-            raise
-
-    async def _stop_reading(self) -> None:
-        if self._reading is None:
-            return
-        # The pipe ends with the last process; one that cannot be killed may hold it.
-        await asyncio.wait({self._reading}, timeout=_DRAIN_S)
-        self._reading.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reading
 
     async def _read(self, fd: int) -> None:
         stream = asyncio.StreamReader()

@@ -44,6 +44,7 @@ def custom_launch(config: EngineConfig, socket: Path, environ: Mapping[str, str]
 
 def vllm_launch(config: Config, socket: Path, environ: Mapping[str, str], *, rust: bool) -> Launch:
     """Build vLLM's command with the Rust or the Python front end."""
+    given = _given(config.engine.args)
     defaults = {
         "PYTHONUNBUFFERED": "1",
         # It would ask a name server for its own address.
@@ -54,12 +55,24 @@ def vllm_launch(config: Config, socket: Path, environ: Mapping[str, str], *, rus
         "VLLM_RPC_BASE_PATH": str(socket.parent),
         # A host that media may come from must not send the engine on to another.
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
-        **_visible_gpu(config, environ),
-        **({RUST_VARIABLE: "1"} if rust else {}),
     }
+    if "CUDA_VISIBLE_DEVICES" not in environ and not given & _PARALLEL:
+        # vLLM sees the card of `[gpu] index` alone, counted as NVML counts.
+        defaults["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        defaults["CUDA_VISIBLE_DEVICES"] = str(config.gpu.index)
+    if rust:
+        defaults[RUST_VARIABLE] = "1"
     env = _environment(environ, defaults, config.engine.env)
     entry = _rust_entry if env.get(RUST_VARIABLE) == "1" else _python_entry
-    return Launch((*entry(config.engine), *_options(config, socket)), env)
+    options = ["--uds", str(socket)]
+    if "--served-model-name" not in given:
+        options += ["--served-model-name", config.engine.served_name]
+    if "--gpu-memory-utilization" not in given:
+        options += ["--gpu-memory-utilization", _GPU_SHARE]
+    hosts = config.limits.body.media_domains
+    if hosts and "--allowed-media-domains" not in given:
+        options += ["--allowed-media-domains", *hosts]
+    return Launch((*entry(config.engine), *options, *config.engine.args), env)
 
 
 def chooses_rust(config: Config, environ: Mapping[str, str]) -> bool:
@@ -94,30 +107,10 @@ def _python_entry(config: EngineConfig) -> tuple[str, ...]:
     return (*words, "--disable-uvicorn-access-log")
 
 
-def _options(config: Config, socket: Path) -> tuple[str, ...]:
-    given = _given(config.engine.args)
-    options = ["--uds", str(socket)]
-    if "--served-model-name" not in given:
-        options += ["--served-model-name", config.engine.served_name]
-    if "--gpu-memory-utilization" not in given:
-        options += ["--gpu-memory-utilization", _GPU_SHARE]
-    hosts = config.limits.body.media_domains
-    if hosts and "--allowed-media-domains" not in given:
-        options += ["--allowed-media-domains", *hosts]
-    return (*options, *config.engine.args)
-
-
 def _given(args: list[str]) -> set[str]:
     """The names of the options that are set; vLLM takes _ for - and `--name=value`."""
     names = (word.split("=")[0] for word in args if word.startswith("-"))
     return {name.replace("_", "-") for name in names}
-
-
-def _visible_gpu(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
-    """Show vLLM the card of `[gpu] index` alone, counted as NVML counts."""
-    if "CUDA_VISIBLE_DEVICES" in environ or _given(config.engine.args) & _PARALLEL:
-        return {}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(config.gpu.index)}
 
 
 def _environment(
