@@ -93,7 +93,11 @@ class Supervisor:
             while True:
                 await self._attempt(self._live())
                 await self._attempt(self._clear_up())
-                await self._pause()
+                delay = self._delay()
+                self._retry_at = time.monotonic() + delay
+                self._on_change()
+                await asyncio.sleep(delay)
+                self._retry_at = None
         finally:
             life, self._life, self._retry_at = self._life, None, None
             try:
@@ -185,7 +189,9 @@ class Supervisor:
             reason = next((task.result() for task in tasks if task.done()), "")
             self._end(life, reason)
         finally:
-            await _cancel(tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, life: Life) -> str:
         """Bring the engine up and watch it; returns what is wrong with it."""
@@ -239,13 +245,6 @@ class Supervisor:
         self._become(replace(self._info, last_error=error, last_lines=lines))
         log.warning("engine_ended", extra={"reason": error, "lines": lines[-_LOGGED_LINES:]})
 
-    async def _pause(self) -> None:
-        delay = self._delay()
-        self._retry_at = time.monotonic() + delay
-        self._on_change()
-        await asyncio.sleep(delay)
-        self._retry_at = None
-
     def _delay(self) -> float:
         ready_at, self._ready_at = self._ready_at, None
         if ready_at is not None:
@@ -268,9 +267,3 @@ class Supervisor:
         else:
             self._ready.clear()
         self._on_change()
-
-
-async def _cancel(tasks: list[asyncio.Task[str]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
