@@ -13,7 +13,7 @@ import orjson
 from inbox_daemon.contract import config as configuration
 from inbox_daemon.contract.errors import ConfigError, LedgerError, SenderError
 from inbox_daemon.contract.json_schemas import DOCUMENTS, json_schema
-from inbox_daemon.ledger import Ledger
+from inbox_daemon.ledger import MARKER, compaction
 from inbox_daemon.spool import Spool, durable
 
 
@@ -85,25 +85,16 @@ def write_schemas(folder: Path) -> None:
 def compact(spool: Spool) -> str:
     """Rewrite the ledger without its free pages; return what that gained.
 
-    Raises SpoolError: a daemon runs; LedgerError: there is no ledger, or it cannot be
-    read or copied.
+    Raises SpoolError: a daemon runs; LedgerError: there is no ledger, a process reads it,
+    or it cannot be read or copied.
     """
     spool.check()
-    if not (spool.ledger / "data.mdb").exists():
+    if not (spool.ledger / MARKER).exists():
         msg = f"there is no ledger in {spool.ledger} yet; `inbox-daemon run` makes it"
         raise LedgerError("ledger_missing", msg)
     spool.lock({"pid": os.getpid(), "since": "now, compacting"})
     try:
-        data, before = spool.ledger / "data.mdb", (spool.ledger / "data.mdb").stat().st_size
-        workplace = spool.claimed / "compact"
-        durable.remove_tree(workplace)
-        durable.make_dir(workplace)
-        ledger = Ledger(spool.ledger)
-        ledger.compact_into(workplace)
-        ledger.close()
-        durable.put_in_place(workplace / data.name, data)
-        durable.remove_tree(workplace)
-        after = data.stat().st_size
+        before, after = compaction.compact(spool.ledger, spool.claimed / "compact")
     finally:
         spool.unlock()
     return f"the ledger had {before >> 10} KiB and has {after >> 10} KiB"

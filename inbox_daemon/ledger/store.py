@@ -10,6 +10,8 @@ open makes the file grow without end.
 Known limits: one process writes; a key is at most 511 bytes.
 """
 
+import logging
+import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +26,11 @@ from inbox_daemon.contract.errors import LedgerError
 from inbox_daemon.contract.records import LEDGER_VERSION, Record
 from inbox_daemon.spool import durable
 
+log = logging.getLogger(__name__)
+
 MARKER = "ledger.json"
+# LMDB's own names.
+DATA, LOCK = "data.mdb", "lock.mdb"
 _TABLES = (
     "meta",
     "jobs",
@@ -70,9 +76,9 @@ class Store:
         self._lock = threading.RLock()
         self._folder = folder
         known = (folder / MARKER).exists()
-        if known and _size(folder / "data.mdb") == 0:
+        if known and _size(folder / DATA) == 0:
             msg = (
-                f"{folder}/data.mdb is missing or empty although {MARKER} says it was made: "
+                f"{folder}/{DATA} is missing or empty although {MARKER} says it was made: "
                 "restore it from a backup, or move the ledger folder away to start afresh"
             )
             raise LedgerError("ledger_lost", msg)
@@ -94,18 +100,33 @@ class Store:
             raise
 
     def _open(self, *, readonly: bool) -> None:
+        data = self._folder / DATA
         try:
-            self._env = lmdb.open(
-                str(self._folder),
-                map_size=max(_FIRST_MAP_BYTES, 2 * _size(self._folder / "data.mdb")),
-                max_dbs=len(_TABLES),
-                readonly=readonly,
-                create=not readonly,
-                sync=True,
-                metasync=True,
-                writemap=False,
-                mode=0o640,
-            )
+            while True:
+                inode = _inode(data)
+                self._env = lmdb.open(
+                    str(self._folder),
+                    map_size=max(_FIRST_MAP_BYTES, 2 * _size(data)),
+                    max_dbs=len(_TABLES),
+                    readonly=readonly,
+                    create=not readonly,
+                    sync=True,
+                    metasync=True,
+                    writemap=False,
+                    mode=0o640,
+                )
+                if readonly and _inode(data) == inode:
+                    break
+                if not readonly and not self._is_misled():
+                    break
+                # Its data was exchanged, by a compaction: for a reader while LMDB opened its
+                # two files; for the daemon beside a process that has kept the lock file.  The
+                # first table that is made would go over the ledger then, so the lock file is
+                # made again, and the old one left to that process with the old data.
+                self._env.close()
+                if not readonly:
+                    log.warning("ledger_lock_stale", extra={"file": str(self._folder / LOCK)})
+                    durable.remove_file(self._folder / LOCK)
             self._db = {
                 name: self._env.open_db(name.encode(), create=not readonly) for name in _TABLES
             }
@@ -115,6 +136,13 @@ class Store:
         except lmdb.Error as error:
             msg = f"the ledger in {self._folder} cannot be opened: {error}"
             raise LedgerError("ledger_unreadable", msg) from None
+
+    def _is_misled(self) -> bool:
+        """Return whether the lock file counts transactions that the data does not know."""
+        with self._env.begin(write=True) as txn:
+            misled = txn.id() != int(self._env.info()["last_txnid"]) + 1
+            txn.abort()
+        return misled
 
     def _upgrade(self, *, readonly: bool) -> None:
         """Bring an older ledger up to date, a version at a time, each in one transaction."""
@@ -152,6 +180,13 @@ class Store:
         except lmdb.Error as error:
             msg = f"the ledger cannot be copied: {error}; free some disk space"
             raise LedgerError("ledger_write_failed", msg) from None
+
+    def readers(self) -> list[int]:
+        """Return the process ids of others that have a transaction open; dead ones not."""
+        with self._lock:
+            self._env.reader_check()
+            rows = self._env.readers().splitlines()[1:]
+        return sorted({int(row.split()[0]) for row in rows if row.strip()} - {os.getpid()})
 
     def close(self) -> None:
         """Close the environment."""
@@ -235,3 +270,10 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None

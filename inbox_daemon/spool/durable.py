@@ -1,6 +1,6 @@
 """The system calls that make something last, each in its safe order.
 
-Purpose: the only code that renames, fsyncs and unlinks; spool.py says what is moved
+Purpose: the only code that renames, fsyncs and unlinks; its callers say what is moved
 where, this module how a move survives a power cut.
 Invariants: a function that returns has its effect on the disk, a folder's entry
 included, unless its docstring says otherwise; nothing is ever replaced except by
@@ -20,6 +20,7 @@ import os
 import secrets
 import shutil
 import stat
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _CAP_LEASE = 28
 _COPY_BYTES = 1 << 20
+_FLOCK = struct.Struct("hhqqi4x")  # fcntl.h: struct flock
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -251,6 +253,24 @@ def lock_file(path: Path, content: bytes) -> int | None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, content, 0)
     return fd
+
+
+def lock_first_byte(fd: int) -> int | None:
+    """Lock a file's first byte for this process alone; return the process that has it, if any.
+
+    This is the lock by which LMDB knows that a ledger is open.  It goes when this process
+    closes any descriptor of the file.
+    """
+    while True:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+        except BlockingIOError:
+            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, wanted))
+            if kind != fcntl.F_UNLCK:  # else it was let go just now
+                return int(pid)
+        else:
+            return None
 
 
 def may_lease(owner: int) -> bool:

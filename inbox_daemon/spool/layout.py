@@ -157,7 +157,7 @@ class Layout:
         path = self.root / "daemon.lock"
         self._lock = durable.lock_file(path, orjson.dumps(holder))
         if self._lock is None:
-            msg = f"another daemon runs on {self.root}: {holder_of(path)}; stop that one first"
+            msg = f"a daemon runs on {self.root} already: {holder_of(path)}; stop that one first"
             raise SpoolError("spool_locked", msg)
 
     def unlock(self) -> None:

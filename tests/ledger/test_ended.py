@@ -1,4 +1,4 @@
-"""Ended events: each job that is over has one, and each consumer is told of it once."""
+"""Ended events: each job that is over has one, and each consumer sees it once."""
 
 import pytest
 
@@ -62,8 +62,8 @@ def test_events_are_numbered_in_order_and_read_in_pages(reopen: Open) -> None:
     assert [e.name for e in ledger.last_endings(2)] == ["job6", "job7"]
 
 
-def test_a_consumer_is_told_of_each_event_once(reopen: Open) -> None:
-    """After a crash before its mark it is told again, after its mark never; each has its own."""
+def test_a_consumer_sees_each_event_once(reopen: Open) -> None:
+    """An event is unseen until the consumer's own mark, also after a crash, and never after it."""
     ledger = reopen()
     for number in (1, 2):
         ledger.record_ended(event(number))

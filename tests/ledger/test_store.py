@@ -128,7 +128,7 @@ def test_the_map_grows_for_one_large_commit(reopen: Open) -> None:
 
 
 def test_room_that_was_freed_is_used_again(folder: Path, reopen: Open) -> None:
-    """A ledger that is filled and emptied over and over does not grow for ever."""
+    """A ledger that is filled and emptied over and over does not grow without end."""
     ledger = reopen()
     sizes = []
     for _ in range(6):
