@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import orjson
 
+from inbox_daemon.request.endpoints import ENDPOINTS
 from inbox_daemon.request.json_guard import holds_too_much
 
 # Lengths, in bytes of the prompt, at which two requests are compared.  Below the first,
@@ -27,11 +28,6 @@ SHARED_BYTES = (1 << 10, 1 << 12, 1 << 14)
 READ_BYTES = 1 << 18
 # An answer without a cap may become as long as the context allows.
 _UNCAPPED = 64
-_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-# OpenAI's and vLLM's default for /v1/completions.
-_COMPLETIONS, _COMPLETIONS_CAP = "/v1/completions", 16
-# The parts of a body in the order in which chat templates write them.
-_PROMPT = ("tools", "instructions", "messages", "prompt", "input", "query", "text_1")
 
 
 class Sketch(NamedTuple):
@@ -54,14 +50,11 @@ def sketch(line: bytes) -> Sketch:
         return _NOTHING
     try:
         request = orjson.loads(line)
-        body = request["body"]
-        prompt = orjson.dumps([body[part] for part in _PROMPT if part in body])
-        length = _COMPLETIONS_CAP.bit_length() if request.get("url") == _COMPLETIONS else _UNCAPPED
-        for name in _CAPS:
-            cap = body.get(name)
-            if isinstance(cap, int):
-                length = max(0, cap).bit_length()
-                break
+        body, endpoint = request["body"], ENDPOINTS[request["url"]]
+        prompt = orjson.dumps([body[part] for part in endpoint.prompt if part in body])
+        caps = [body[name] for name in endpoint.caps if isinstance(body.get(name), int)]
+        cap = caps[0] if caps else endpoint.cap
+        length = _UNCAPPED if cap is None else max(0, cap).bit_length()
     except (ValueError, TypeError, KeyError, AttributeError):
         return _NOTHING
     return Sketch(tuple(hash(prompt[:n]) for n in SHARED_BYTES if len(prompt) >= n), length)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from inbox_daemon.contract.config import NEVER, BodyConfig
-from inbox_daemon.request.endpoints import NEEDED, PARAMETERS, REFUSED, REFUSED_AT, ParameterKind
+from inbox_daemon.request.endpoints import ENDPOINTS, REFUSED, ParameterKind
 from inbox_daemon.request.faults import LineFaultError, closed, key_path, never, over_limit, wrong
 from inbox_daemon.request.messages import Contents, are_plain
 from inbox_daemon.request.schemas import (
@@ -77,14 +77,18 @@ _USUAL = {
     url: _Usual(
         settled={
             one: frozenset(
-                name for name, kind in known.items() if one in _SETTLING.get(kind, frozenset())
+                name
+                for name, kind in endpoint.parameters.items()
+                if one in _SETTLING.get(kind, frozenset())
             )
             for one in _JSON_TYPES
         },
-        talks=frozenset(name for name, kind in known.items() if kind is ParameterKind.MESSAGES),
-        needed=min(NEEDED[url][0]) if len(NEEDED[url][0]) == 1 else "",
+        talks=frozenset(
+            name for name, kind in endpoint.parameters.items() if kind is ParameterKind.MESSAGES
+        ),
+        needed=min(endpoint.needed[0]) if len(endpoint.needed[0]) == 1 else "",
     )
-    for url, known in PARAMETERS.items()
+    for url, endpoint in ENDPOINTS.items()
 }
 # The levels of a line whose body is all settled: line, body, messages, message, content, part.
 SETTLED_DEPTH = 6
@@ -130,11 +134,11 @@ def check_unsettled(
     Raises LineFaultError: `body_not_allowed`, `body_over_limit` or `invalid_request`,
     whose param is the path of what is wrong, such as body.chat_template.
     """
-    whole = _Body(url, body, size, rules)
+    whole, endpoint = _Body(url, body, size, rules), ENDPOINTS[url]
     for name in names:
         if name in body:
             value = body[name]
-            kind = PARAMETERS[whole.url].get(name)
+            kind = endpoint.parameters.get(name)
             if kind is None:
                 _check_refused(whole, name, value)
             elif kind in _TYPES:
@@ -142,14 +146,14 @@ def check_unsettled(
                     raise wrong(f"body.{name}", _WORDS[kind])
             else:
                 _CHECKS[kind](whole, f"body.{name}", value)
-        elif not any(needed <= body.keys() for needed in NEEDED[url]):
-            ways = " or ".join(" and ".join(sorted(needed)) for needed in NEEDED[url])
+        elif not any(needed <= body.keys() for needed in endpoint.needed):
+            ways = " or ".join(" and ".join(sorted(needed)) for needed in endpoint.needed)
             message = f"a body for {url} must have {ways}"
-            raise LineFaultError("invalid_request", message, f"body.{min(NEEDED[url][0])}")
+            raise LineFaultError("invalid_request", message, f"body.{min(endpoint.needed[0])}")
 
 
 def _check_refused(body: _Body, key: str, value: object) -> None:
-    known = REFUSED_AT.get(body.url, {}).get(key) or REFUSED.get(key)
+    known = ENDPOINTS[body.url].refused.get(key) or REFUSED.get(key)
     if key in NEVER:
         if value not in (None, False):
             raise never(f"body.{key}", f"{NEVER[key]}; leave it out or set it to false")

@@ -1,7 +1,8 @@
-"""Which parameters a request's body may have, as data, by endpoint.
+"""The endpoints: which parameters a request's body may have, as data.
 
-Purpose: what passes, what is refused by name and why, and what parts of a message there
-are.  What is in no table is refused as unknown.
+Purpose: what passes, what is refused by name and why, what parts of a message there
+are, and what of a body tells how much work it makes.  What is in no table is refused as
+unknown.
 Invariants: pure data; a field that the installed vLLM or OpenAI's client knows is in one
 of the tables (a test compares them), so that a new release shows up.
 Sources: OpenAI's API reference and the types of its Python client 3.54 (chat,
@@ -10,6 +11,8 @@ vllm/entrypoints/{openai,pooling}/**/protocol.py and its content parts in
 vllm/renderers/chat_utils.py; for rerank also Cohere's and Jina's references.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum, auto
 
 from inbox_daemon.contract.config import NEVER, STREAMED
@@ -25,7 +28,7 @@ class ParameterKind(StrEnum):
     OBJECT = auto()
     ARRAY = auto()
     CHOICE = auto()
-    # Checked one by one in bodyrules.py.
+    # Checked one by one in body.py, messages.py and schemas.py.
     COUNT = auto()
     LOGPROBS = auto()
     STOP = auto()
@@ -44,6 +47,25 @@ class ParameterKind(StrEnum):
     TEXT_FORMAT = auto()
     STRUCTURED = auto()
     TEMPLATE_KWARGS = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One URL: what a body for it may have, must have, and tells about the work it makes.
+
+    `parameters` are those that pass; `needed` what a body must have, as alternatives, the
+    first being the usual one; `refused` gives the reason for names that are a parameter of
+    another endpoint.  `prompt` names the parts of the prompt in the order in which chat
+    templates write them; `caps` the parameters that bound an answer's tokens, the first one
+    that is there counts; `cap` is the bound where none is there, None if it is the context.
+    """
+
+    parameters: Mapping[str, ParameterKind]
+    needed: tuple[frozenset[str], ...]
+    prompt: tuple[str, ...]
+    caps: tuple[str, ...] = ()
+    cap: int | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def _each(kind: ParameterKind, names: str) -> dict[str, ParameterKind]:
@@ -158,28 +180,44 @@ _RERANK = {
     **_each(ParameterKind.INTEGER, "top_n max_chunks_per_doc"),
     **_each(ParameterKind.SWITCH, "return_documents"),
 }
-PARAMETERS: dict[str, dict[str, ParameterKind]] = {
-    "/v1/chat/completions": _CHAT,
-    "/v1/completions": _COMPLETIONS,
-    "/v1/responses": _RESPONSES,
-    "/v1/embeddings": _EMBEDDINGS,
-    "/v1/score": _SCORE,
-    "/v1/rerank": _RERANK,
-}
-
-# What a body must have, as alternatives; the first is the usual one.
-NEEDED: dict[str, tuple[frozenset[str], ...]] = {
-    "/v1/chat/completions": (frozenset({"messages"}),),
-    "/v1/completions": (frozenset({"prompt"}),),
-    "/v1/responses": (frozenset({"input"}),),
-    "/v1/embeddings": (frozenset({"input"}), frozenset({"messages"})),
-    "/v1/score": (
-        frozenset({"data_1", "data_2"}),
-        frozenset({"text_1", "text_2"}),
-        frozenset({"queries", "documents"}),
-        frozenset({"queries", "items"}),
+# By URL; documents.Url, which the schemas are made from, has the same URLs (a test compares).
+ENDPOINTS: dict[str, Endpoint] = {
+    "/v1/chat/completions": Endpoint(
+        _CHAT,
+        needed=(frozenset({"messages"}),),
+        prompt=("tools", "messages"),
+        caps=("max_completion_tokens", "max_tokens"),
     ),
-    "/v1/rerank": (frozenset({"query", "documents"}),),
+    "/v1/completions": Endpoint(
+        _COMPLETIONS,
+        needed=(frozenset({"prompt"}),),
+        prompt=("prompt",),
+        caps=("max_tokens",),
+        cap=16,  # OpenAI's and vLLM's default
+    ),
+    "/v1/responses": Endpoint(
+        _RESPONSES,
+        needed=(frozenset({"input"}),),
+        prompt=("tools", "instructions", "input"),
+        caps=("max_output_tokens",),
+        refused={"prompt": "no prompt templates are kept here"},
+    ),
+    "/v1/embeddings": Endpoint(
+        _EMBEDDINGS,
+        needed=(frozenset({"input"}), frozenset({"messages"})),
+        prompt=("messages", "input"),
+    ),
+    "/v1/score": Endpoint(
+        _SCORE,
+        needed=(
+            frozenset({"data_1", "data_2"}),
+            frozenset({"text_1", "text_2"}),
+            frozenset({"queries", "documents"}),
+            frozenset({"queries", "items"}),
+        ),
+        prompt=("queries", "data_1", "text_1"),
+    ),
+    "/v1/rerank": Endpoint(_RERANK, needed=(frozenset({"query", "documents"}),), prompt=("query",)),
 }
 
 # -- parameters that are known and refused --------------------------------------------
@@ -227,10 +265,6 @@ REFUSED: dict[str, str] = {
     "structural_tag": _GRAMMAR,
     "grammar": _GRAMMAR,
     "regex": _GRAMMAR,
-}
-# A name that is a parameter of one endpoint and refused at another.
-REFUSED_AT: dict[str, dict[str, str]] = {
-    "/v1/responses": {"prompt": "no prompt templates are kept here"},
 }
 
 # -- messages and their parts ---------------------------------------------------------

@@ -76,7 +76,7 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 WORDS = sorted(
     {
-        *(name for known in endpoints.PARAMETERS.values() for name in known),
+        *(name for each in endpoints.ENDPOINTS.values() for name in each.parameters),
         *endpoints.REFUSED,
         *config.NEVER,
         *(key for keys in endpoints.PART_KEYS.values() for key in keys),
@@ -145,7 +145,7 @@ def _check_line(line: bytes) -> None:
     sent = orjson.loads(engine_body(request, "m"))
     assert sent == {**request.body, "model": request.model or "m"}
     for name in (*config.NEVER, *endpoints.REFUSED):
-        if name not in endpoints.PARAMETERS[request.url]:
+        if name not in endpoints.ENDPOINTS[request.url].parameters:
             assert request.body.get(name) in (None, False), name
     for shown in ("messages", "input", "data_1", "data_2", "text_1", "text_2", "queries", "items"):
         _check_media(request.body.get(shown))

@@ -8,18 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import JOB_ID, start_job
+from builders import CHAT, JOB_ID
 from inbox_daemon.contract.config import RunConfig
+from inbox_daemon.contract.documents import URLS
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.commit import GroupCommit
 from inbox_daemon.jobs.ordering import READ_BYTES, SHARED_BYTES, Sketch, arrange, order, sketch
-from inbox_daemon.jobs.running import RunningJob
+from inbox_daemon.request.endpoints import ENDPOINTS
 from inbox_daemon.run.suspects import Suspects
+from job_desk import Desk
 
 LONG = "All that both of them begin with. " * 40
-
-
-CHAT = "/v1/chat/completions"
 
 
 def line(*contents: str, to: str = CHAT, **caps: int) -> bytes:
@@ -57,11 +56,13 @@ def test_a_short_shared_prefix_changes_nothing() -> None:
     assert sent(lines) == list(range(6))
 
 
-@pytest.mark.parametrize("part", ["prompt", "input", "instructions", "query", "text_1", "tools"])
-def test_the_prompt_is_found_in_every_kind_of_request(part: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "part"), [(url, part) for url in URLS for part in ENDPOINTS[url].prompt]
+)
+def test_the_prompt_is_found_in_every_kind_of_request(url: str, part: str) -> None:
     """Whatever the endpoint calls its prompt, what is shared is seen."""
     lines = [
-        json.dumps({"url": "/v1/embeddings", "body": {part: [text + LONG]}}).encode()
+        json.dumps({"url": url, "body": {part: [text + LONG]}}).encode()
         for text in ("A", "B", "A", "B")
     ]
     assert sent(lines) == [0, 2, 1, 3]
@@ -70,10 +71,12 @@ def test_the_prompt_is_found_in_every_kind_of_request(part: str) -> None:
 # -- lengths ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cap", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-def test_long_answers_go_first_at_the_end_of_a_job(cap: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "cap"), [(url, cap) for url in URLS for cap in ENDPOINTS[url].caps]
+)
+def test_long_answers_go_first_at_the_end_of_a_job(url: str, cap: str) -> None:
     """The longest answer must not be the last to start."""
-    lines = [line("x", to=CHAT, **{cap: tokens}) for tokens in (10, 900, 100, 1000)]
+    lines = [line("x", to=url, **{cap: tokens}) for tokens in (10, 900, 100, 1000)]
     assert sent(lines) == [1, 3, 2, 0]
     assert sent(lines, long_first=False) == [0, 1, 2, 3]
 
@@ -160,14 +163,14 @@ def test_without_prefixes_only_the_length_decides(lengths: list[int]) -> None:
 # -- in a job -----------------------------------------------------------------------
 
 
-class Desk:
+class CommittingDesk(Desk):
     """A job whose chunks are committed as the daemon does it."""
 
     def __init__(self, root: Path, lines: list[bytes], *, reorder: bool) -> None:
         """Start the job."""
-        spool, self.ledger, record = start_job(root, lines)
-        self.run, queue = RunningJob(record, spool, self.ledger), ActiveJobs(self.ledger)
-        queue.add(record, self.run)
+        super().__init__(root, lines)
+        queue = ActiveJobs(self.ledger)
+        queue.add(self.record, self.run)
         further = Suspects(queue, None, lambda *_: None)
         self.committer = GroupCommit(RunConfig(reorder=reorder), queue, self.ledger, further)
 
@@ -175,22 +178,13 @@ class Desk:
         """Admit a chunk and start all of it."""
         self.run.marks.admit(size)
         await self.committer.commit()
-        found = []
-        while (ordinal := self.run.marks.next_ordinal(0.0)) is not None:
-            self.run.marks.start(ordinal)
-            found.append(ordinal)
-        return found
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self.run.close()
-        self.ledger.close()
+        return self.take()
 
 
 async def test_a_chunk_is_ordered_and_a_chunk_stays_a_run_of_lines(tmp_path: Path) -> None:
     """The first chunk is grouped; only the last one has its long answers first."""
     lines = [line(("A ", "B ")[n % 2] + LONG, max_tokens=2**n) for n in range(6)]
-    desk = Desk(tmp_path, lines, reorder=True)
+    desk = CommittingDesk(tmp_path, lines, reorder=True)
     assert await desk.started(4) == [0, 2, 1, 3]
     assert desk.ledger.progress(JOB_ID).admitted == 4
     assert await desk.started(4) == [5, 4]
@@ -200,6 +194,6 @@ async def test_a_chunk_is_ordered_and_a_chunk_stays_a_run_of_lines(tmp_path: Pat
 async def test_reorder_off_sends_in_input_order(tmp_path: Path) -> None:
     """The key turns all of it off."""
     lines = [line(("A ", "B ")[n % 2] + LONG, max_tokens=2**n) for n in range(6)]
-    desk = Desk(tmp_path, lines, reorder=False)
+    desk = CommittingDesk(tmp_path, lines, reorder=False)
     assert await desk.started(6) == [0, 1, 2, 3, 4, 5]
     desk.close()

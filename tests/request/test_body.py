@@ -8,7 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bodies import DATA, EMBEDDINGS, RERANK, RESPONSES, SCORE, chat_part, check, fault_of, said
+from bodies import (
+    DATA,
+    EMBEDDINGS,
+    NOT_ALLOWED,
+    OVER,
+    RERANK,
+    RESPONSES,
+    SCORE,
+    WRONG,
+    chat_part,
+    check,
+    fault_of,
+    json_schema,
+    said,
+    tool,
+)
 from builders import BODIES, CHAT, limits, nested, request
 from inbox_daemon.contract.config import BodyConfig
 from inbox_daemon.contract.documents import URLS
@@ -17,7 +32,6 @@ from inbox_daemon.request.faults import LineFaultError
 from inbox_daemon.request.line import parse_request
 
 COMPLETIONS = "/v1/completions"
-NOT_ALLOWED, OVER, WRONG = "body_not_allowed", "body_over_limit", "invalid_request"
 
 
 # -- what passes --------------------------------------------------------------------
@@ -344,19 +358,9 @@ def test_what_is_refused_inside_is_named_by_its_path(
 # -- caps ---------------------------------------------------------------------------
 
 
-def tool(schema: object = None, name: str = "f") -> dict[str, Any]:
-    """A function as a chat's tool."""
-    return {"type": "function", "function": {"name": name, "parameters": schema}}
-
-
 def deep(levels: int) -> Any:  # noqa: ANN401 - JSON is any value
     """A schema of so many nested objects."""
     return orjson.loads(b'{"items":' * (levels - 1) + b"{}" + b"}" * (levels - 1))
-
-
-def json_schema(schema: object) -> dict[str, Any]:
-    """A chat's response_format."""
-    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
 # Each: the key of [limits.body], a value for it, and a body at the limit and one above.
@@ -584,7 +588,7 @@ WRONG_VALUES: list[Case] = [
 
 @pytest.mark.parametrize(("url", "body", "param"), WRONG_VALUES)
 def test_a_value_of_the_wrong_kind_is_named(url: str, body: dict[str, Any], param: str) -> None:
-    """A value that no engine can use is told by its path, before the engine sees it."""
+    """A value that no engine can use is reported by its path, before the engine sees it."""
     assert said(url, body) == (WRONG, f"body.{param}")
 
 
@@ -604,7 +608,7 @@ def test_a_body_without_what_is_to_be_answered_is_refused(url: str) -> None:
 
 NAMES = st.sampled_from(
     sorted(
-        {name for known in endpoints.PARAMETERS.values() for name in known}
+        {name for each in endpoints.ENDPOINTS.values() for name in each.parameters}
         | endpoints.REFUSED.keys()
         | endpoints.MESSAGE_KEYS
         | endpoints.MEDIA_KEYS

@@ -36,8 +36,8 @@ def models_of(found: Any) -> list[Any]:  # noqa: ANN401 - a model, or a union of
 
 def decided(url: str) -> set[str]:
     """Every name that the tables decide on for an endpoint."""
-    here = endpoints.REFUSED_AT.get(url, {})
-    return {*endpoints.PARAMETERS[url], *endpoints.REFUSED, *config.NEVER, *here}
+    endpoint = endpoints.ENDPOINTS[url]
+    return {*endpoint.parameters, *endpoint.refused, *endpoints.REFUSED, *config.NEVER}
 
 
 @pytest.mark.vllm
@@ -88,7 +88,15 @@ def test_every_parameter_that_openai_documents_is_decided(url: str, module: str,
 @pytest.mark.parametrize("url", URLS)
 def test_a_table_decides_once(url: str) -> None:
     """No parameter both passes and is refused, but for what one endpoint alone has."""
-    shared = endpoints.PARAMETERS[url].keys() & {*endpoints.REFUSED, *config.NEVER}
+    endpoint = endpoints.ENDPOINTS[url]
+    shared = endpoint.parameters.keys() & {*endpoints.REFUSED, *config.NEVER}
     assert shared <= {"best_of"}
-    needed = {name for names in endpoints.NEEDED[url] for name in names}
-    assert needed <= endpoints.PARAMETERS[url].keys()
+    assert not endpoint.parameters.keys() & endpoint.refused.keys()
+    needed = {name for names in endpoint.needed for name in names}
+    assert needed <= endpoint.parameters.keys()
+    assert {*endpoint.prompt, *endpoint.caps} <= endpoint.parameters.keys()
+
+
+def test_each_url_of_the_documents_has_its_record() -> None:
+    """The URLs that a line may name are those that the tables know."""
+    assert tuple(endpoints.ENDPOINTS) == URLS

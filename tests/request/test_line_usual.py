@@ -27,7 +27,7 @@ from inbox_daemon.request.line import _parts, check_line, parse_request
 
 Outcome = tuple[Any, ...] | Fault
 EVERY_NAME = sorted(
-    {name for known in endpoints.PARAMETERS.values() for name in known}
+    {name for each in endpoints.ENDPOINTS.values() for name in each.parameters}
     | endpoints.REFUSED.keys()
     | config.NEVER.keys()
     | {"", "type", "text", "role", "content", "image_url", "\x1b"}
@@ -191,6 +191,6 @@ def test_a_usual_line_is_known_at_a_glance(line: bytes, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("line", [b"{", b"nope", b'"a', b'{"a":', b"{} {}", b'{"a":"\x01"}', b"["])
-def test_a_newline_changes_nothing_of_what_is_told(line: bytes) -> None:
+def test_a_newline_changes_no_fault(line: bytes) -> None:
     """A line is at fault in the same words and at the same column with and without its end."""
     assert outcome(line + b"\n", limits()) == outcome(line, limits())
