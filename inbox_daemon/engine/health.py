@@ -43,11 +43,11 @@ class Timing:
     slow_looks: int = 12
 
 
-class Life:
+class StartedEngine:
     """A started engine.  `over` gets the reason of its end."""
 
     def __init__(self, client: Client, timing: Timing, *, substitutable: bool) -> None:
-        """Watch the server behind `client`, which this life owns."""
+        """Watch the server behind `client`; `close` closes that too."""
         self.client = client
         self.substitutable = substitutable
         self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -9,8 +9,8 @@ Purpose: the `Engine` of base.py, for a child and for a remote server alike.
                          BACKOFF ◄───────────┘   generation + 1
 
 Invariants: an engine that fails raises nothing here and is tried without end, ever more
-slowly; the first reason for the end of a life is the one that counts; the next one starts when all
-processes of the last one are gone.
+slowly; the first reason for an engine's end is the one that counts; the next one starts
+when all processes of the last one are gone.
 Known limit: an engine that answers /health but computes nothing is not noticed here;
 the worker sees that and calls `restart`.
 """
@@ -32,7 +32,7 @@ from inbox_daemon.engine.base import (
     Reply,
 )
 from inbox_daemon.engine.client import Client
-from inbox_daemon.engine.health import Life, Timing
+from inbox_daemon.engine.health import StartedEngine, Timing
 from inbox_daemon.engine.process.servers import Server
 
 _NOT_FOUND = 404
@@ -59,7 +59,7 @@ class Supervisor:
         self._info = EngineInfo(
             EngineState.STOPPED, since=time.time(), configured_model=configured_model
         )
-        self._life: Life | None = None
+        self._engine: StartedEngine | None = None
         self._ready = asyncio.Event()
         self._ready_at: float | None = None
         self._retry_at: float | None = None
@@ -74,7 +74,7 @@ class Supervisor:
     @property
     def info(self) -> EngineInfo:
         """The newest known facts."""
-        load = self._life.load if self._life else _NO_LOAD
+        load = self._engine.load if self._engine else _NO_LOAD
         if load is not self._info.load:  # asked for in each turn of the runner's loop
             self._info = replace(self._info, load=load)
         if self._retry_at is None:
@@ -99,10 +99,10 @@ class Supervisor:
                 await asyncio.sleep(delay)
                 self._retry_at = None
         finally:
-            life, self._life, self._retry_at = self._life, None, None
+            engine, self._engine, self._retry_at = self._engine, None, None
             try:
-                if life:
-                    await life.close()
+                if engine:
+                    await engine.close()
                 await self._server.stop(self._timing.stop_grace_s)
             finally:
                 self._become(replace(self._info, state=EngineState.STOPPED, pids=()))
@@ -115,19 +115,19 @@ class Supervisor:
         self, url: str, body: bytes, request_id: str, timeout_s: float
     ) -> Reply | NoReply:
         """Send one request; NoReply at once while the engine is not ready."""
-        life = self._life
-        if life is None or not self._ready.is_set():
+        engine = self._engine
+        if engine is None or not self._ready.is_set():
             return NoReply(NoReplyKind.CONNECTION, f"the engine is {self._info.state}")
-        reply = await life.client.post(url, body, request_id, timeout_s)
-        if isinstance(reply, Reply) and reply.status == _NOT_FOUND and life.substitutable:
+        reply = await engine.client.post(url, body, request_id, timeout_s)
+        if isinstance(reply, Reply) and reply.status == _NOT_FOUND and engine.substitutable:
             # Distinguish a path that this form of the server lacks from an answer of the engine.
-            served = await life.client.serves(url)
-            if life.over.done():
+            served = await engine.client.serves(url)
+            if engine.over.done():
                 return NoReply(NoReplyKind.CONNECTION, "the engine ended meanwhile")
             if served:
                 return reply
             self._server.substitute()
-            self._end(life, f"this form of the server has no {url}; it is replaced by the other")
+            self._end(engine, f"this form of the server has no {url}; it is replaced by the other")
             return NoReply(
                 NoReplyKind.CONNECTION, f"the server, which has no {url}, is being replaced"
             )
@@ -135,27 +135,27 @@ class Supervisor:
 
     async def lost(self, generation: int) -> bool:
         """Look whether that engine is dead; one that is slow to answer counts as alive."""
-        life = self._life
-        if life and self._is_ready(generation):
-            reason = await life.examine()
+        engine = self._engine
+        if engine and self._is_ready(generation):
+            reason = await engine.examine()
             if reason:
-                self._end(life, reason)
+                self._end(engine, reason)
         return not self._is_ready(generation)
 
     async def accepts_us(self) -> bool:
         """Ask the engine for its models; no where it does not run."""
-        return self._life is not None and await self._life.client.accepts_us()
+        return self._engine is not None and await self._engine.client.accepts_us()
 
     async def refresh_load(self) -> None:
         """Read the figures now; an engine that is not ready has none."""
-        life = self._life
-        if life is not None and self._ready.is_set():
-            await life.read_load()
+        engine = self._engine
+        if engine is not None and self._ready.is_set():
+            await engine.read_load()
 
     async def restart(self, reason: str) -> None:
         """Declare the engine dead and kill it; it is restarted as after a death."""
-        if self._life:
-            self._end(self._life, reason)
+        if self._engine:
+            self._end(self._engine, reason)
 
     def kill(self) -> None:
         """Kill a child with all its processes, without waiting; for a forced exit."""
@@ -164,7 +164,7 @@ class Supervisor:
     def _is_ready(self, generation: int) -> bool:
         return self._info.generation == generation and self._info.state is EngineState.READY
 
-    # One life.
+    # One engine.
 
     async def _attempt(self, step: Coroutine[Any, Any, None]) -> None:
         """Take a step; whatever it raises is the end of this engine, not of the daemon."""
@@ -181,29 +181,32 @@ class Supervisor:
         state = EngineState.STARTING
         self._become(replace(self._info, state=state, restarts=self._starts - 1))
         client = Client(await self._server.start())
-        life = Life(client, self._timing, substitutable=self._server.has_substitute)
-        self._life = life
-        tasks = [asyncio.create_task(self._server.ended()), asyncio.create_task(self._watch(life))]
+        engine = StartedEngine(client, self._timing, substitutable=self._server.has_substitute)
+        self._engine = engine
+        tasks = [
+            asyncio.create_task(self._server.ended()),
+            asyncio.create_task(self._watch(engine)),
+        ]
         try:
-            await asyncio.wait({*tasks, life.over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*tasks, engine.over}, return_when=asyncio.FIRST_COMPLETED)
             reason = next((task.result() for task in tasks if task.done()), "")
-            self._end(life, reason)
+            self._end(engine, reason)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, life: Life) -> str:
+    async def _watch(self, engine: StartedEngine) -> str:
         """Bring the engine up and watch it; returns what is wrong with it."""
-        trouble = await life.until_alive()
+        trouble = await engine.until_alive()
         if trouble is not None:
             return self._server.not_ready(self._timing.start_timeout_s, trouble)
         # The figures too, so that the first status of a ready engine has them.
         models, version, _ = await asyncio.gather(
-            life.client.models(), life.client.version(), life.read_load()
+            engine.client.models(), engine.client.version(), engine.read_load()
         )
-        if life.over.done():
-            return life.over.result()
+        if engine.over.done():
+            return engine.over.result()
         self._ready_at = time.monotonic()
         self._become(
             replace(
@@ -216,14 +219,14 @@ class Supervisor:
             )
         )
         log.info("engine_ready", extra={"models": models.names, "version": version})
-        return await life.watch()
+        return await engine.watch()
 
     # Its end.
 
-    def _end(self, life: Life, reason: str) -> None:
-        """Declare a life over, once; its processes are ended by `run`, not here."""
-        if life is self._life and not life.over.done():
-            life.over.set_result(reason)
+    def _end(self, engine: StartedEngine, reason: str) -> None:
+        """Declare an engine over, once; its processes are ended by `run`, not here."""
+        if engine is self._engine and not engine.over.done():
+            engine.over.set_result(reason)
             self._fail(reason)
 
     def _fail(self, reason: str) -> None:
@@ -237,9 +240,9 @@ class Supervisor:
 
     async def _clear_up(self) -> None:
         """Stop what is left of the engine, then read its last lines."""
-        life, self._life = self._life, None
-        if life:
-            await life.close()
+        engine, self._engine = self._engine, None
+        if engine:
+            await engine.close()
         await self._server.stop(self._timing.loss_grace_s)
         error, lines = self._server.explain(self._info.last_error or ""), self._server.lines
         self._become(replace(self._info, last_error=error, last_lines=lines))
