@@ -84,7 +84,10 @@ class StartedEngine:
             slow = slow + 1 if health is Probe.SLOW else 0
             if health is Probe.ALIVE:
                 await self.read_load()
-        return _GONE
+        return self._gone()
+
+    def _gone(self) -> str:
+        return f"{_GONE} ({self.client.trouble})" if self.client.trouble else _GONE
 
     async def read_load(self) -> None:
         """Read the figures, one reading at a time, so that an older one is never the last."""
@@ -119,5 +122,5 @@ class StartedEngine:
             if last is not Probe.GONE:
                 break
             if before is Probe.GONE:
-                return _GONE
+                return self._gone()
         return _SICK if last is Probe.SICK else None

@@ -111,7 +111,10 @@ class Runner:
         if self.disk_short:
             return Hindrance(code.DISK_SHORT, self.disk_short)
         if info.state is EngineState.BACKOFF:
-            words = f"the engine does not run: {info.last_error or 'no reason known'}"
+            again = (
+                "" if info.retry_in_s is None else f"; it is tried again in {info.retry_in_s:.0f} s"
+            )
+            words = f"the engine does not run: {info.last_error or 'no reason known'}{again}"
             return Hindrance(code.ENGINE_BACKOFF, words)
         if self._arrivals.hold_until > now:
             return Hindrance(code.SERVER_REFUSES, self._arrivals.problem or "")

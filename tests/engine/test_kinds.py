@@ -10,7 +10,7 @@ import pytest
 from inbox_daemon.contract.config import Config
 from inbox_daemon.engine import Timing, open_engine
 from inbox_daemon.engine.base import EngineInfo, EngineKind, EngineState, NoReply, Reply
-from standin_process import ask, ready, running_standin, supervised
+from standin_process import QUICK, ask, ready, running_standin, supervised
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,14 @@ from standin_process import ask, ready, running_standin, supervised
 async def test_a_command_that_cannot_run_is_explained(
     tmp_path: Path, command: list[str], sentence: str
 ) -> None:
-    """Each way in which a command is wrong gives the operator its own sentence."""
+    """Each kind of wrong command has a sentence of its own for the operator."""
     config = Config.model_validate({"spool": tmp_path, "engine": {"command": command}})
     async with supervised(config, tmp_path) as watched:
         info = await watched.until(lambda info: info.retry_in_s is not None)
         assert sentence in str(info.last_error)
 
 
-async def test_no_configuration_is_told_and_waited_with(tmp_path: Path) -> None:
+async def test_no_configuration_is_reported(tmp_path: Path) -> None:
     """Without model, command and URL nothing is started, and the sentence says what to set."""
     async with supervised(Config(spool=tmp_path), tmp_path, None) as watched:
         info = await watched.until(lambda info: info.retry_in_s is not None)
@@ -43,7 +43,7 @@ async def test_no_configuration_is_told_and_waited_with(tmp_path: Path) -> None:
 
 
 async def test_a_remote_server_is_used_where_it_is(tmp_path: Path) -> None:
-    """An endpoint is neither started nor stopped: it serves before and after."""
+    """An endpoint is neither started nor stopped, and still serves afterwards."""
     path = tmp_path / "s"
     config = Config.model_validate({"spool": tmp_path, "endpoint": {"url": f"unix:{path}"}})
     async with running_standin("--socket", str(path)) as process:
@@ -86,7 +86,7 @@ async def test_a_remote_server_may_go_and_come_back(tmp_path: Path) -> None:
 def test_an_engine_knows_its_kind(
     tmp_path: Path, engine: dict[str, object], endpoint: dict[str, object], kind: EngineKind
 ) -> None:
-    """Only of vLLM is it known that it computes here; a remote server is not ours."""
+    """Only vLLM is known to compute here, and a remote server is not ours."""
     settings = {"spool": tmp_path, "engine": engine, "endpoint": endpoint}
     config = Config.model_validate(settings)
     assert open_engine(config, tmp_path, on_change=lambda: None).kind == kind
@@ -120,7 +120,7 @@ async def refused(address: str, tmp_path: Path) -> str:
 
 
 async def test_an_endpoint_that_refuses_connections_is_shown_as_that(tmp_path: Path) -> None:
-    """The operator reads what happened, where, and what to do."""
+    """The sentence says what happened, where, and what to do."""
     address = f"http://127.0.0.1:{free_port()}"
     sentence = await refused(address, tmp_path)
     assert "connection refused" in sentence
@@ -128,7 +128,7 @@ async def test_an_endpoint_that_refuses_connections_is_shown_as_that(tmp_path: P
 
 
 async def test_a_socket_that_is_missing_is_shown_as_that(tmp_path: Path) -> None:
-    """A Unix socket that nothing has made yet."""
+    """The sentence names the Unix socket that does not exist."""
     assert "no such file or directory" in await refused(f"unix:{tmp_path}/none", tmp_path)
 
 
@@ -139,7 +139,7 @@ async def test_a_name_that_does_not_resolve_is_shown_as_that(tmp_path: Path) -> 
 
 
 async def test_a_server_without_tls_is_shown_as_that(tmp_path: Path) -> None:
-    """HTTPS to a port that does not speak it is no riddle of a library."""
+    """HTTPS to a port without TLS has a sentence of its own, not a library's message."""
     server = await asyncio.start_server(_say_hello, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
@@ -162,4 +162,21 @@ async def test_a_server_that_says_it_cannot_serve_is_shown_with_its_answer(tmp_p
 async def _say_502(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+    writer.close()
+
+
+async def test_an_endpoint_that_went_away_is_shown_with_what_it_meets_now(tmp_path: Path) -> None:
+    """It had served; the sentence says what the newest look met, not only that it is gone."""
+    server = await asyncio.start_server(_say_200, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    config = Config.model_validate({"spool": tmp_path, "endpoint": {"url": address}})
+    async with server, supervised(config, tmp_path, QUICK) as watched:
+        await watched.engine.wait_ready()
+        server.close()
+        info = await watched.until(lambda info: info.generation == 1)
+        assert "does not answer any more (connection refused)" in str(info.last_error)
+
+
+async def _say_200(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
     writer.close()

@@ -28,7 +28,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 def engine(state: EngineState) -> Act:
-    """Let the engine be in a state."""
+    """Put the engine into a state."""
 
     def act(bench: Bench) -> None:
         bench.engine.info = replace(bench.engine.info, state=state, last_error="no such model")
@@ -38,7 +38,7 @@ def engine(state: EngineState) -> Act:
 
 
 def disk(words: str | None) -> Act:
-    """Let the disk be short of room, or not."""
+    """Make the disk short of room, or not."""
 
     def act(bench: Bench) -> None:
         bench.runner.disk_short = words
@@ -48,7 +48,7 @@ def disk(words: str | None) -> Act:
 
 
 def window(size: int) -> Act:
-    """Let the governor allow that much."""
+    """Set the window that the governor allows."""
 
     def act(bench: Bench) -> None:
         bench.governor.fixed = size
@@ -58,26 +58,26 @@ def window(size: int) -> Act:
 
 
 def refuse(bench: Bench) -> None:
-    """Let the server have refused us just now."""
+    """Act as if the server had just refused us."""
     bench.runner._arrivals.hold_until = time.monotonic() + 600
     bench.runner._arrivals.problem = "the engine answers 401"
 
 
 def accept(bench: Bench) -> None:
-    """Let the pause be over."""
+    """End the pause after a refusal."""
     bench.runner._arrivals.hold_until = 0.0
     bench.runner._arrivals.problem = None
     bench.runner.wake()
 
 
 def doubt(bench: Bench) -> None:
-    """Let the engine have died under too many requests."""
+    """Act as if the engine had died under too many requests."""
     bench.suspects.hold_until = time.monotonic() + 600
     bench.suspects.problem = "the engine died under each of the last 4 requests"
 
 
 def trust(bench: Bench) -> None:
-    """Let that pause be over."""
+    """End the pause after too many deaths."""
     bench.suspects.hold_until = 0.0
     bench.suspects.problem = None
     bench.runner.wake()
@@ -109,7 +109,7 @@ CASES: dict[HindranceCode, tuple[Act, Act, str]] = {
 async def test_a_hindrance_keeps_requests_back_until_it_is_over(
     bench: Bench, code: HindranceCode
 ) -> None:
-    """What is shown is what the runner acts on: nothing is sent under it, all afterwards."""
+    """While a hindrance is shown nothing is sent, and everything once it is over."""
     begin, end, words = CASES[code]
     await _act(begin, bench)
     found = bench.runner.hindrance()
@@ -132,7 +132,7 @@ async def _act(act: Act, bench: Bench) -> None:
 
 
 async def test_a_drain_keeps_everything_back(bench: Bench) -> None:
-    """Once it has begun, nothing further is sent, and it is shown before all else."""
+    """Once a drain has begun nothing more is sent, and it is shown before any other reason."""
     disk("no room")(bench)
     async with bench.running():
         await bench.runner.drain(0)
@@ -155,7 +155,7 @@ async def test_a_full_window_is_no_hindrance(tmp_path: Path) -> None:
 
 
 async def test_an_idle_runner_has_no_hindrance(tmp_path: Path) -> None:
-    """Nothing is sent because nothing is there: that is no reason to stand still."""
+    """A runner without jobs has no hindrance until all is paused."""
     bench = Bench(tmp_path)
     assert bench.runner.hindrance() is None
     await bench.queue.pause("ALL")
@@ -164,7 +164,7 @@ async def test_an_idle_runner_has_no_hindrance(tmp_path: Path) -> None:
 
 
 async def test_one_paused_job_beside_another_hinders_nothing(bench: Bench) -> None:
-    """Only when each job is paused by its name does the work stand still."""
+    """Pauses are a hindrance only if every job is paused."""
     bench.add(line("c"), name="second", number=1)
     await bench.queue.pause(first(bench))
     assert bench.runner.hindrance() is None
@@ -176,7 +176,7 @@ async def test_one_paused_job_beside_another_hinders_nothing(bench: Bench) -> No
 
 
 async def test_a_paused_job_that_is_cancelled_needs_no_resume(bench: Bench) -> None:
-    """It is on its way out, so its pause keeps nothing back."""
+    """The pause of a job that is ending is no hindrance."""
     await bench.queue.pause(first(bench))
     await bench.queue.end(first(bench), DeadReason.CANCELLED)
     assert bench.runner.hindrance() is None
@@ -185,7 +185,7 @@ async def test_a_paused_job_that_is_cancelled_needs_no_resume(bench: Bench) -> N
 async def test_after_a_death_suspects_run_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until the bisection is over the runner says so, and sends nothing but suspects."""
+    """Until the bisection is over the runner shows it, and sends only suspects."""
     monkeypatch.setattr(suspects, "DOUBT_BASE_S", 0.001)
     bench = Bench(tmp_path, window=4)
     bench.add(line("a", "die"), line("b"), line("c"), line("d", "wait"))
@@ -203,3 +203,14 @@ async def test_after_a_death_suspects_run_alone(
     assert {C.BISECTION, None} <= seen
     assert seen <= {C.BISECTION, C.ENGINE_LOST, C.ENGINE_BACKOFF, None}
     await bench.crash()
+
+
+async def test_an_engine_that_does_not_run_says_when_it_is_tried_again(bench: Bench) -> None:
+    """The operator reads how long the pause lasts, besides what is wrong."""
+    info = bench.engine.info
+    bench.engine.info = replace(
+        info, state=EngineState.BACKOFF, last_error="no such model", retry_in_s=41.6
+    )
+    found = bench.runner.hindrance()
+    assert found is not None
+    assert found.words == ("the engine does not run: no such model; it is tried again in 42 s")

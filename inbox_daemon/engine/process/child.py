@@ -126,6 +126,8 @@ class Child:
         finally:
             if not self.pids():
                 forget_record(self._record)
+                # /proc shows an ended process before the event loop has heard of its end.
+                await asyncio.wait({asyncio.create_task(self._process.wait())}, timeout=_DRAIN_S)
             if self._reading is not None:
                 # The pipe ends with the last process; one that cannot be killed may hold it.
                 await asyncio.wait({self._reading}, timeout=_DRAIN_S)
