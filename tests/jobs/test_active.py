@@ -1,4 +1,4 @@
-"""The active jobs: each change is on the disk first, and everyone who waits for it is woken."""
+"""The active jobs: each change is on the disk first, and then wakes the runner."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def jobs(ledger: Ledger) -> ActiveJobs:
 
 
 async def test_a_pause_is_on_the_disk_and_wakes(jobs: ActiveJobs, ledger: Ledger) -> None:
-    """After a restart the same is paused; a resume undoes just that."""
+    """A pause holds after a restart, and a resume undoes that pause only."""
     woken: list[set[str]] = []
     jobs.on_change = lambda: woken.append(ActiveJobs(ledger).paused)
     await jobs.pause(JOB_ID)
@@ -44,7 +44,7 @@ async def test_a_pause_is_on_the_disk_and_wakes(jobs: ActiveJobs, ledger: Ledger
 
 
 async def test_a_pause_of_a_job_that_is_over_is_forgotten(jobs: ActiveJobs, ledger: Ledger) -> None:
-    """The list of what is paused does not grow with the years."""
+    """The list of paused jobs has no jobs that are over."""
     await jobs.pause(JOB_ID)
     jobs.ended(ended_damaged(job_record(), "gone", 5.0))
     await jobs.pause("ALL")
@@ -52,7 +52,7 @@ async def test_a_pause_of_a_job_that_is_over_is_forgotten(jobs: ActiveJobs, ledg
 
 
 async def test_the_first_reason_for_an_end_counts(jobs: ActiveJobs, ledger: Ledger) -> None:
-    """A second order changes nothing, and one for a job that is over neither."""
+    """A second order changes nothing, nor does one for a job that is over."""
     await jobs.end(JOB_ID, DeadReason.CANCELLED)
     await jobs.end(JOB_ID, DeadReason.EXPIRED)
     await jobs.end(OTHER, DeadReason.CANCELLED)
@@ -63,7 +63,7 @@ async def test_the_first_reason_for_an_end_counts(jobs: ActiveJobs, ledger: Ledg
 
 
 def test_an_ended_job_is_gone_and_among_the_recent(jobs: ActiveJobs) -> None:
-    """The last finished one has its place; a damaged one is no finished one."""
+    """The last finished job is known, and a damaged job does not count as finished."""
     done = job_record(status=BatchStatus.COMPLETED, finished_at=5.0)
     jobs.ended(ended_job(done))
     jobs.ended(ended_damaged(job_record(OTHER, "other"), "gone", 6.0))
@@ -74,14 +74,14 @@ def test_an_ended_job_is_gone_and_among_the_recent(jobs: ActiveJobs) -> None:
 
 
 def test_the_recent_ones_are_bounded(jobs: ActiveJobs) -> None:
-    """The status stays small, however many jobs have ended."""
+    """Only the newest ended jobs are kept, however many have ended."""
     for number in range(RECENT + 5):
         jobs.ended(ended_damaged(job_record(f"{number:026}", f"job{number}"), "gone", 6.0))
     assert len(jobs.facts().recent) == RECENT
 
 
 def test_the_most_urgent_is_next_and_one_that_only_ends_before_it(jobs: ActiveJobs) -> None:
-    """Priority, then age; a job that was cancelled needs no engine and goes first."""
+    """Jobs go by priority, then by age; a cancelled job needs no engine and goes first."""
     jobs.add(job_record(OTHER, "high", priority=Priority.HIGH, created_at=1000.0))
     found = jobs.next_queued(1000.0)
     assert found is not None

@@ -1,4 +1,4 @@
-"""The journal: finished lines are appended, made to last, and cut to what counts."""
+"""The journal: finished lines are appended, synced, and cut to what was committed."""
 
 import errno
 import os
@@ -14,19 +14,19 @@ from inbox_daemon.jobs.files import InputFile, ResultsFile
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where results.part lies."""
+    """The path of results.part."""
     return tmp_path / "results.part"
 
 
 def flush(journal: ResultsFile) -> int:
-    """Write all that is pending; return the length that a commit would note."""
+    """Write all that is pending; return the length that a commit would record."""
     lines, length = journal.take()
     journal.flush(lines, length)
     return length
 
 
-def test_lines_are_written_at_the_places_that_were_told(path: Path) -> None:
-    """Offset and length lead to the line once it is flushed."""
+def test_lines_are_written_at_the_places_returned(path: Path) -> None:
+    """A line is at the offset and of the length returned for it, once it is flushed."""
     with ResultsFile(path, 0) as journal:
         places = [journal.append(line) for line in (b"one\n", b"three\n")]
         assert places == [(0, 4), (4, 6)]
@@ -59,7 +59,7 @@ def test_opening_cuts_off_what_was_never_committed(path: Path) -> None:
 
 
 def test_a_file_that_is_too_short_is_damage(path: Path) -> None:
-    """Committed results that are missing are told, and what is left stays as it is."""
+    """Missing committed results are an error, and the rest of the file stays unchanged."""
     path.write_bytes(b"one\n")
     with pytest.raises(DamagedJobError) as caught:
         ResultsFile(path, 5)
@@ -68,13 +68,13 @@ def test_a_file_that_is_too_short_is_damage(path: Path) -> None:
 
 
 def test_a_missing_file_is_damage_once_anything_was_committed(path: Path) -> None:
-    """A journal that vanished is not begun anew."""
+    """A missing journal is not replaced by an empty one."""
     with pytest.raises(DamagedJobError):
         ResultsFile(path, 1)
 
 
 def test_a_failed_opening_leaves_no_descriptor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the disk fails in the middle of the opening, the file is closed again."""
+    """If the disk fails while the file is being opened, its descriptor is closed."""
 
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "broken")
@@ -129,7 +129,7 @@ def test_a_write_that_fails_makes_nothing_count(
 
 
 def test_closing_twice_is_fine(path: Path) -> None:
-    """A journal may be closed by whoever comes first."""
+    """Closing a journal that is closed is no error."""
     journal = ResultsFile(path, 0)
     journal.close()
     journal.close()

@@ -1,4 +1,4 @@
-"""Marks: each request carries one, and nothing starts before it may."""
+"""Marks: each request has one, and none starts before it may."""
 
 from inbox_daemon.jobs.marks import Marks
 
@@ -18,7 +18,7 @@ def commit(marks: Marks) -> None:
 
 
 def test_a_job_that_is_taken_up_goes_on_where_it_was() -> None:
-    """What has ended stays over, what had failed is due at once, the rest of the chunk is new."""
+    """Ended requests stay ended, failed ones are due at once, the rest of the chunk is new."""
     marks = Marks(6, 4, ended=[0, 2], failed=[3])
     assert (marks.startable, marks.retrying, marks.fully_admitted) == (1, 1, False)
     assert started(marks) == [3, 1]
@@ -26,7 +26,7 @@ def test_a_job_that_is_taken_up_goes_on_where_it_was() -> None:
 
 
 def test_a_chunk_starts_once_it_is_committed_in_the_order_given() -> None:
-    """The order is the commit's; the next chunk may be admitted meanwhile."""
+    """The commit gives the order, and the next chunk may be admitted meanwhile."""
     marks = Marks(5, 0)
     assert marks.admit(3) == (0, 2)
     failures, chunk = marks.take_uncommitted()
@@ -39,7 +39,7 @@ def test_a_chunk_starts_once_it_is_committed_in_the_order_given() -> None:
 
 
 def test_a_charged_failure_waits_for_its_commit_and_its_backoff() -> None:
-    """Before that it is neither due nor a suspect that may run."""
+    """Before that the request is neither due nor may it run as a suspect."""
     marks = Marks(1, 1)
     started(marks)
     marks.fail(0, due=10.0)
@@ -50,7 +50,7 @@ def test_a_charged_failure_waits_for_its_commit_and_its_backoff() -> None:
 
 
 def test_an_abandoned_request_comes_next_and_is_not_charged() -> None:
-    """It needs no commit, and may be put off to a moment."""
+    """An abandoned request needs no commit, and may be put off until a given time."""
     marks = Marks(2, 2)
     started(marks)
     marks.abandon(1)
@@ -59,7 +59,7 @@ def test_an_abandoned_request_comes_next_and_is_not_charged() -> None:
 
 
 def test_a_suspect_that_is_put_off_runs_when_it_is_taken() -> None:
-    """No time is late enough for it by itself; in flight or over it cannot be taken."""
+    """A suspect that was put off never starts by itself; one in flight or over cannot be taken."""
     marks = Marks(3, 3)
     marks.put_off(0)
     assert started(marks, 1e9) == [1, 2]
@@ -71,7 +71,7 @@ def test_a_suspect_that_is_put_off_runs_when_it_is_taken() -> None:
 
 
 def test_what_is_left_of_a_job_is_found_one_by_one() -> None:
-    """Neither what is in flight nor what is over, for a job that is ended early."""
+    """Of a job that is ended early, requests in flight or over are not returned."""
     marks = Marks(4, 4)
     marks.start(0)
     marks.end(1)

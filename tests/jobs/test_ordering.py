@@ -29,7 +29,7 @@ def line(*contents: str, to: str = CHAT, **caps: int) -> bytes:
 
 
 def sent(lines: Sequence[bytes], *, long_first: bool = True) -> list[int]:
-    """The order of some lines."""
+    """Return the order in which lines are sent."""
     return order(lines, long_first=long_first)
 
 
@@ -51,7 +51,7 @@ def test_a_longer_shared_prefix_groups_inside_a_shorter_one() -> None:
 
 
 def test_a_short_shared_prefix_changes_nothing() -> None:
-    """A system prompt of a sentence is not worth another order."""
+    """A shared system prompt of one sentence does not change the order."""
     lines = [line(text, str(n)) for n, text in enumerate(["be kind", "be quick"] * 3)]
     assert sent(lines) == list(range(6))
 
@@ -60,7 +60,7 @@ def test_a_short_shared_prefix_changes_nothing() -> None:
     ("url", "part"), [(url, part) for url in URLS for part in ENDPOINTS[url].prompt]
 )
 def test_the_prompt_is_found_in_every_kind_of_request(url: str, part: str) -> None:
-    """Whatever the endpoint calls its prompt, what is shared is seen."""
+    """A shared prompt is recognised under each endpoint's name for it."""
     lines = [
         json.dumps({"url": url, "body": {part: [text + LONG]}}).encode()
         for text in ("A", "B", "A", "B")
@@ -82,7 +82,7 @@ def test_long_answers_go_first_at_the_end_of_a_job(url: str, cap: str) -> None:
 
 
 def test_an_answer_without_a_cap_may_be_the_longest() -> None:
-    """Nobody knows how long it gets, so it does not wait for the end."""
+    """Its length is unknown, so it does not wait for the end."""
     assert sent([line("x", max_tokens=4000), line("x")]) == [1, 0]
 
 
@@ -93,7 +93,7 @@ def test_completions_without_a_cap_end_after_sixteen_tokens() -> None:
 
 
 def test_a_group_goes_as_early_as_its_longest_answer() -> None:
-    """A group is not torn apart for the sake of a long answer in it."""
+    """A group is not split for a long answer in it."""
     lines = [
         line("x", max_tokens=100),
         line(LONG, "1", max_tokens=10),
@@ -102,7 +102,7 @@ def test_a_group_goes_as_early_as_its_longest_answer() -> None:
     assert sent(lines) == [2, 1, 0]
 
 
-# -- whatever comes -----------------------------------------------------------------
+# -- any line -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_a_group_goes_as_early_as_its_longest_answer() -> None:
     ],
 )
 def test_a_line_that_is_no_request_keeps_its_place(raw: bytes) -> None:
-    """Lines that will be buried are in the order like any other, and break nothing."""
+    """Lines that will be set aside are in the order like any other."""
     assert sent([line("a"), raw, line("b")], long_first=False) == [0, 1, 2]
     assert sorted(sent([line("a"), raw, line("b")])) == [0, 1, 2]
 
 
 def test_a_line_too_long_to_be_read_twice_keeps_its_place() -> None:
-    """What is longer is not read for the order's sake."""
+    """A line over READ_BYTES is not read for the order."""
     assert sketch(line("x" * READ_BYTES, max_tokens=5)).prefixes == ()
 
 
@@ -144,7 +144,7 @@ def test_the_order_is_a_permutation_that_keeps_groups_whole(
     given_sketches: list[Sketch],
     long_first: bool,  # noqa: FBT001 - hypothesis gives it by name
 ) -> None:
-    """Nobody is lost or sent twice, and who shares the first prefix stands together."""
+    """Each request is sent once, and those that share the first prefix stand together."""
     found = arrange(given_sketches, long_first=long_first)
     assert sorted(found) == list(range(len(given_sketches)))
     groups = [given_sketches[index].prefixes[:1] for index in found]
@@ -192,7 +192,7 @@ async def test_a_chunk_is_ordered_and_a_chunk_stays_a_run_of_lines(tmp_path: Pat
 
 
 async def test_reorder_off_sends_in_input_order(tmp_path: Path) -> None:
-    """The key turns all of it off."""
+    """With reorder = false neither prefixes nor lengths change the order."""
     lines = [line(("A ", "B ")[n % 2] + LONG, max_tokens=2**n) for n in range(6)]
     desk = CommittingDesk(tmp_path, lines, reorder=False)
     assert await desk.started(6) == [0, 1, 2, 3, 4, 5]

@@ -28,7 +28,7 @@ BAD = b"nope\n"
 
 
 def assert_ended_well(daemon: Miniature, crashes: int) -> None:
-    """Hold a spool in which one good and one bad job have ended to what it must hold."""
+    """Check a spool in which one good and one bad job have ended."""
     spool = daemon.spool
     output = (spool.outbox / "job" / "output.jsonl").read_bytes()
     lines = [orjson.loads(line) for line in output.splitlines()]
@@ -39,7 +39,7 @@ def assert_ended_well(daemon: Miniature, crashes: int) -> None:
     assert status["usage"]["total_tokens"] == 15
     assert names(spool.outbox) == {"job", "bad"}
     refused = [path for path in spool.rejected.iterdir() if path.suffix == ".jsonl"]
-    # A crash after the refusal and before the drop is gone refuses it again, beside.
+    # A crash between the refusal and the removal of the drop makes a second refusal.
     assert 1 <= len(refused) <= 1 + crashes
     assert all(path.read_bytes() == BAD for path in refused)
     for path in refused:
@@ -72,7 +72,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_crash_before_any_effect_is_recovered_from(
     tmp_path: Path, prepared: Path, part: int
 ) -> None:
-    """From drop to publication, every cut leads to one complete folder after the next start."""
+    """After a crash at any effect, the next start ends in one complete folder in outbox/."""
     ended = False
     for at in range(1 + part, 1000, 4):
         root = shutil.copytree(prepared, tmp_path / str(at))
@@ -96,7 +96,7 @@ def test_a_crash_before_any_effect_is_recovered_from(
 
 @pytest.mark.parametrize("seed", range(12))
 def test_crash_after_crash_is_recovered_from(tmp_path: Path, prepared: Path, seed: int) -> None:
-    """Starts that are themselves cut off, again and again, still lead to the one end."""
+    """Starts that crash again and again still end in the same state."""
     rng, root = Random(seed), shutil.copytree(prepared, tmp_path / "spool")
     for _ in range(6):
         with dying(rng.randint(1, 40)), life(root) as daemon:
@@ -116,7 +116,7 @@ def spool(tmp_path: Path) -> Spool:
 
 
 def accept(ledger: Ledger, job_id: str = JOB_ID, name: str = "job", requests: int = 5) -> None:
-    """Know a job without a file."""
+    """Record a job that has no file."""
     ledger.accept(job_record(job_id, name, requests=requests), [])
 
 
@@ -144,7 +144,7 @@ def recovered(spool: Spool, *, accepted: tuple[str, ...] = ()) -> list[str]:
 
 
 def test_an_empty_spool_recovers_to_an_empty_queue(spool: Spool) -> None:
-    """The first start of all finds nothing to do."""
+    """The first start on a new spool finds nothing to do."""
     assert recovered(spool) == []
 
 
@@ -164,7 +164,7 @@ def test_a_start_that_was_cut_off_is_begun_again(spool: Spool) -> None:
     assert names(spool.running) == set()
 
 
-def test_a_job_that_nobody_knows_is_set_aside(spool: Spool) -> None:
+def test_a_job_without_a_record_is_set_aside(spool: Spool) -> None:
     """Files without a record are kept in quarantine/, whole."""
     (spool.queued / f"{OTHER}.jsonl").write_bytes(GOOD)
     (spool.running / JOB_ID).mkdir()
@@ -175,7 +175,7 @@ def test_a_job_that_nobody_knows_is_set_aside(spool: Spool) -> None:
 
 
 def test_what_is_set_aside_replaces_nothing(spool: Spool) -> None:
-    """A second thing of the same name lies beside the first."""
+    """A second file of the same name is put beside the first."""
     for content in (b"one", b"two"):
         (spool.queued / f"{OTHER}.jsonl").write_bytes(content)
         recovered(spool)
@@ -215,7 +215,7 @@ def test_a_job_whose_file_vanished_frees_its_name(spool: Spool) -> None:
 
 
 def test_leftovers_of_claims_are_cleared(spool: Spool) -> None:
-    """Half copies, notices in the making and temporary files go; they are copies all."""
+    """Partial copies, unfinished notices and temporary files are removed."""
     (spool.claimed / f"{JOB_ID}.jsonl").write_bytes(b"half")
     (spool.claimed / ".1234.new").write_bytes(b"half")
     (spool.claimed / "notice.job").mkdir()
@@ -255,7 +255,7 @@ def test_a_refusal_is_rolled_forward(spool: Spool) -> None:
 
 
 def test_a_reason_that_says_too_little_is_kept_all_the_same(spool: Spool) -> None:
-    """A reason of another release stands in rejected/, and stops no start."""
+    """A reason of another release is kept in rejected/, and the start goes on."""
     (spool.claimed / f"{JOB_ID}.reason.json").write_bytes(orjson.dumps({"file": "bad.jsonl"}))
     (spool.claimed / f"{JOB_ID}.jsonl").write_bytes(BAD)
     recovered(spool)
@@ -264,7 +264,7 @@ def test_a_reason_that_says_too_little_is_kept_all_the_same(spool: Spool) -> Non
 
 
 def test_a_drop_that_was_being_taken_away_is_back(spool: Spool) -> None:
-    """It lies in its own lane again, under its own name, whatever that looks like."""
+    """It is in its own lane again, under its own name, whatever the name is."""
     for folder, name in ("normal.drop", "a.drop.b.jsonl"), ("high.drop", "x.reason.json"):
         (spool.claimed / f"{JOB_ID}.{folder}").mkdir()
         (spool.claimed / f"{JOB_ID}.{folder}" / name).write_bytes(folder.encode())
@@ -286,7 +286,7 @@ def test_a_newer_drop_of_the_same_name_stays(spool: Spool) -> None:
 
 @pytest.mark.parametrize("name", ["a.drop.b", "x.reason.json", "notice.x", "retained.y", "outbox"])
 def test_a_jobs_name_cannot_look_like_our_own_files(tmp_path: Path, name: str) -> None:
-    """Names with our own words in them are carried through crashes like any other."""
+    """Names that contain the names of our own files survive a crash like any other."""
     for at in range(20, 44, 4):
         root = tmp_path / str(at)
         with life(root) as daemon:
@@ -302,7 +302,7 @@ def test_a_jobs_name_cannot_look_like_our_own_files(tmp_path: Path, name: str) -
 
 
 def test_recent_ends_are_remembered(tmp_path: Path) -> None:
-    """After a restart the status still knows the last jobs that finished and were refused."""
+    """After a restart the last finished and the last refused job are still known."""
     root = prepare(tmp_path)
     with life(root) as daemon:
         daemon.live()

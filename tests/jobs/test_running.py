@@ -68,7 +68,7 @@ def test_any_line_is_read_back_and_cut_at_the_limit(
 
 @pytest.mark.parametrize("requests", [1, 3])
 def test_a_file_of_other_requests_than_accepted_is_damage(tmp_path: Path, requests: int) -> None:
-    """More or fewer requests than were accepted are noticed before one of them runs."""
+    """More or fewer requests than were accepted are an error before any of them runs."""
     (tmp_path / "a").write_bytes(b"one\ntwo\n")
     with pytest.raises(DamagedJobError):
         InputFile(tmp_path / "a", requests)
@@ -78,7 +78,7 @@ def test_a_file_of_other_requests_than_accepted_is_damage(tmp_path: Path, reques
 
 
 def test_nothing_starts_before_its_chunk_is_committed(desk: Desk) -> None:
-    """An admitted chunk waits for the commit that lets a crash know of it."""
+    """An admitted chunk waits until its admission is committed."""
     assert desk.take() == []
     assert desk.run.marks.admit(2) == (0, 1)
     assert (desk.run.marks.admitting, desk.take()) == (True, [])
@@ -155,7 +155,7 @@ def test_an_abandoned_request_is_free_at_once_and_uncharged(desk: Desk) -> None:
     assert desk.run.retries == {}
 
 
-def test_a_buried_request_has_its_letter(desk: Desk) -> None:
+def test_a_request_that_is_set_aside_has_its_letter(desk: Desk) -> None:
     """A dead letter ends the request and is kept with the commit."""
     desk.admit(2)
     desk.take()
@@ -191,7 +191,7 @@ def test_a_job_is_complete_when_its_last_outcome_is_committed(desk: Desk) -> Non
 
 
 def test_a_suspect_is_taken_out_of_the_normal_order(desk: Desk) -> None:
-    """Who is hunted neither starts by itself nor a second time."""
+    """A suspect neither starts by itself nor a second time."""
     desk.admit(2)
     desk.take()
     desk.run.marks.abandon(0)
@@ -223,7 +223,7 @@ def test_a_suspect_is_not_started_again_after_a_restart(desk: Desk) -> None:
 
 
 def test_every_open_request_of_an_ending_job_is_found(desk: Desk) -> None:
-    """Cancelling reaches what never started, what waits and what was given back."""
+    """Requests that never started, that wait or that were abandoned are found."""
     desk.admit(3)
     desk.take()
     desk.run.succeed(0, b"x\n", None)
@@ -276,7 +276,7 @@ def test_energy_counts_with_the_next_commit(desk: Desk) -> None:
 
 
 def test_a_restart_is_counted_only_if_anything_ran(desk: Desk) -> None:
-    """`recoveries` tells how often the daemon came back to a job that had begun."""
+    """`recoveries` counts the restarts after which a job went on that had begun."""
     desk.reopen()
     desk.admit(1)
     assert desk.ledger.progress(JOB_ID).recoveries == 0
@@ -286,13 +286,13 @@ def test_a_restart_is_counted_only_if_anything_ran(desk: Desk) -> None:
 
 
 def test_closing_twice_is_fine(desk: Desk) -> None:
-    """Whoever comes last finds nothing to close."""
+    """The second close does nothing."""
     desk.run.close()
     desk.run.close()
 
 
 class History:
-    """A job to which anything may happen, beside the little that a model needs to know."""
+    """A job to which anything may happen, and a model of what it must show."""
 
     def __init__(self, root: Path) -> None:
         """Start with nothing in flight."""
@@ -333,7 +333,7 @@ class History:
             self.desk.run.succeed(ordinal, b"%d\n" % ordinal, None)
             self.ended.add(ordinal)
 
-    def bury(self, number: int) -> None:
+    def set_aside(self, number: int) -> None:
         """A request becomes a dead letter."""
         if (ordinal := self._land(number)) is not None:
             letter = dead_letter(self.desk.run.input.line_of(ordinal))
@@ -351,12 +351,12 @@ class History:
             self.desk.run.marks.abandon(ordinal)
 
     def check(self) -> None:
-        """Hold the job to the model."""
+        """Compare the job with the model."""
         assert self.desk.run.in_flight == len(self.flying)
         assert self.desk.run.progress.ended == len(self.committed)
 
 
-STEPS = ("admit", "take", "succeed", "fail", "bury", "abandon", "commit", "crash")
+STEPS = ("admit", "take", "succeed", "fail", "set_aside", "abandon", "commit", "crash")
 
 
 @settings(max_examples=40)
@@ -364,7 +364,7 @@ STEPS = ("admit", "take", "succeed", "fail", "bury", "abandon", "commit", "crash
 def test_any_history_ends_each_request_once(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
 ) -> None:
-    """Whatever happens in whatever order, crashes included, each request gets one outcome."""
+    """After any steps in any order, crashes included, each request has one outcome."""
     history = History(tmp_path_factory.mktemp("job"))
     to_the_end = [(step, 5) for _ in range(7) for step in ("commit", "admit", "take", "succeed")]
     for step, number in [*steps, *to_the_end, ("commit", 0)]:

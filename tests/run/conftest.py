@@ -1,4 +1,4 @@
-"""Benches with pauses that are short, and each closed at its end."""
+"""Benches with short pauses, which are closed after each test."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -11,7 +11,7 @@ from scripted_runner import line
 
 @pytest.mark.parametrize("step", [500, 503, 408, 429, "timeout", "reset"])
 async def test_a_failure_of_the_moment_is_tried_again(make: Make, step: object) -> None:
-    """With the engine alive a request may fail, and succeed at a further attempt."""
+    """While the engine lives, a request that failed may succeed at a further attempt."""
     bench = make()
     bench.add(line("a", step, step), line("b"))
     await bench.finish()
@@ -62,7 +62,7 @@ async def test_a_wrong_request_is_a_dead_letter_at_once(make: Make, status: int)
 
 
 async def test_a_wrong_request_after_failures_counts_all_attempts(make: Make) -> None:
-    """The letter tells how many further attempts there were, of whatever kind."""
+    """The letter counts all further attempts, whatever their failures were."""
     bench = make()
     bench.add(line("a", 500, 500, 400))
     await bench.finish()
@@ -70,7 +70,7 @@ async def test_a_wrong_request_after_failures_counts_all_attempts(make: Make) ->
     assert letter.retry_count == 2
 
 
-async def test_a_refusal_of_the_daemon_is_nobodys_fault(make: Make) -> None:
+async def test_a_refusal_of_the_daemon_charges_no_request(make: Make) -> None:
     """401 holds the work until the server accepts us; no request is charged."""
     bench = make(window=2, run={"max_attempts": 1})
     bench.engine.refusing = 401
@@ -83,8 +83,8 @@ async def test_a_refusal_of_the_daemon_is_nobodys_fault(make: Make) -> None:
     assert bench.problem is None
 
 
-async def test_what_holds_the_work_is_said(make: Make) -> None:
-    """While the server refuses us the operator is told to act."""
+async def test_a_server_that_refuses_us_is_shown(make: Make) -> None:
+    """While the server refuses us, the problem names its status and no request is set aside."""
     bench = make(window=1)
     bench.add(line("a", *[401] * 500))
     async with bench.running():
@@ -94,8 +94,8 @@ async def test_what_holds_the_work_is_said(make: Make) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 3])
-async def test_a_request_that_alone_is_refused_is_buried(make: Make, window: int) -> None:
-    """Where others are answered meanwhile, the refusal is of the request and not of us."""
+async def test_a_request_that_alone_is_refused_is_set_aside(make: Make, window: int) -> None:
+    """If other requests are answered meanwhile, the refusal concerns the request and not us."""
     bench = make(window=window, run={"max_attempts": 2})
     bench.add(line("forbidden", *[403] * 99), *map(line, ids(6)))
     await bench.finish()
@@ -106,7 +106,7 @@ async def test_a_request_that_alone_is_refused_is_buried(make: Make, window: int
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_the_last_request_alone_is_refused(make: Make, status: int) -> None:
-    """Where nothing else is left that could show it, the server is asked whether it means us."""
+    """With no other request left to compare with, the server is asked whether it accepts us."""
     bench = make(run={"max_attempts": 2})
     bench.engine.accepting = True
     bench.add(line("forbidden", *[status] * 99), line("fine"))
@@ -116,8 +116,8 @@ async def test_the_last_request_alone_is_refused(make: Make, status: int) -> Non
     assert bench.problem is None
 
 
-async def test_the_refused_and_the_put_off_do_not_wait_for_each_other(make: Make) -> None:
-    """A job that has only such requests left, and cancelled ones beside, comes to its end."""
+async def test_refused_and_postponed_requests_do_not_wait_for_each_other(make: Make) -> None:
+    """A job ends though only such requests are left, with a cancelled job beside it."""
     bench = make(window=4, run={"max_attempts": 2})
     bench.engine.accepting = True
     other = bench.add(line("gone", *[403] * 99), name="other", number=2)
@@ -132,12 +132,12 @@ async def test_the_refused_and_the_put_off_do_not_wait_for_each_other(make: Make
 
 
 @pytest.mark.parametrize(("status", "accepting"), [(403, False), (401, True), (407, True)])
-async def test_a_server_that_may_mean_us_is_waited_for(
+async def test_a_server_that_may_refuse_us_is_waited_for(
     make: Make,
     status: int,
     accepting: bool,  # noqa: FBT001 - a table
 ) -> None:
-    """One that does not know us may show its models to everybody: that proves nothing."""
+    """While the server may refuse us, work waits, whatever models it lists after 401 or 407."""
     bench = make(run={"max_attempts": 1})
     bench.engine.accepting, bench.engine.refusing = accepting, status
     bench.add(line("a"), line("b"))

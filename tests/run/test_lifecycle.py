@@ -77,7 +77,7 @@ async def test_ending_a_job_that_is_over_changes_nothing(make: Make) -> None:
 
 @pytest.mark.parametrize("damage", ["shorter", "gone"])
 async def test_a_queued_job_that_is_damaged_is_set_aside(make: Make, damage: str) -> None:
-    """The others go on, its name is free, and the health says what became of it."""
+    """The other jobs go on, its name is free, and the health lists it."""
     bench = make()
     bad = bench.add(*map(line, ids(3)), name="bad", number=1)
     bench.add(line("a"), name="good", number=2)
@@ -98,7 +98,7 @@ async def test_a_queued_job_that_is_damaged_is_set_aside(make: Make, damage: str
 
 
 async def test_a_running_job_that_is_damaged_is_set_aside(make: Make) -> None:
-    """What the disk lost while the job ran ends that job only."""
+    """Damage on the disk while a job runs ends only that job."""
     bench = make()
     bad = bench.add(line("a", "wait"), line("b"), name="bad", number=1)
     async with bench.running():

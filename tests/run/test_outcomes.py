@@ -57,7 +57,7 @@ def test_a_success_with_an_object_is_a_result(status: int) -> None:
     [b"", b"null", b"[]", b'"text"', b"<html>", b'{"a":', b'{"a":"\xff"}', b"\xef\xbb\xbf{}"],
 )
 def test_a_success_without_an_object_is_not_trusted(body: bytes) -> None:
-    """A 2xx answer that is cut, garbage or no object is tried again, and never written out."""
+    """A request with a 2xx answer that is cut, garbage or no object is tried again."""
     verdict = judge(reply(200, body))
     assert verdict.action is Action.PROBE
     assert verdict.code == "invalid_response"
@@ -74,7 +74,7 @@ def test_a_success_without_an_object_is_not_trusted(body: bytes) -> None:
 def test_no_reply_asks_whether_the_engine_lives(
     kind: NoReplyKind, reason: DeadReason, code: str
 ) -> None:
-    """Without a reply the engine is looked at first; the letter names what happened."""
+    """Without a reply the engine is checked first, and the letter says what happened."""
     verdict = judge(NoReply(kind, "words"))
     assert (verdict.action, verdict.reason, verdict.code) == (Action.PROBE, reason, code)
     assert (verdict.message, verdict.response, verdict.http_status) == ("words", None, None)
@@ -114,20 +114,20 @@ def test_the_reason_follows_the_status(status: int, reason: DeadReason) -> None:
     ],
 )
 def test_the_engines_own_words_are_kept(body: dict[str, Any], code: str, message: str) -> None:
-    """Type and message are found in OpenAI's shape of an error, in its relatives and FastAPI's."""
+    """Type and message are read from errors as OpenAI, its imitators and FastAPI write them."""
     verdict = judge(reply(400, orjson.dumps(body)))
     assert (verdict.code, verdict.message) == (code, message)
     assert verdict.response == {"status_code": 400, "request_id": "srv-1", "body": body}
 
 
 def test_an_error_that_is_no_json_is_quoted_as_text() -> None:
-    """A proxy's page is passed on as far as it can be read, and the body counts as none."""
+    """A proxy's page is quoted as text, and there is no body."""
     verdict = judge(reply(502, b"<h1>Bad \xff Gateway</h1>"))
     assert verdict.message == "<h1>Bad � Gateway</h1>"
     assert verdict.response == {"status_code": 502, "request_id": "srv-1", "body": None}
 
 
-def test_long_words_are_cut() -> None:
+def test_a_long_message_is_cut() -> None:
     """A message of megabytes does not become a dead letter of megabytes."""
     long = orjson.dumps({"error": {"type": "t" * 5000, "message": "m" * 5000}})
     verdict = judge(reply(400, long))
@@ -161,14 +161,14 @@ def test_tokens_are_counted_by_either_name(usage: dict[str, int]) -> None:
 
 
 def test_an_answer_without_usage_counts_no_tokens() -> None:
-    """Where the engine reports nothing, nothing is invented."""
+    """If the engine reports no usage, there are no tokens."""
     assert judge(reply(200, b"{}")).tokens is None
     assert judge(reply(200, b'{"usage":null}')).tokens is None
 
 
 @pytest.mark.parametrize("figure", [-1, "7", None, 1.5, [], 2**64 - 1, 2**63])
 def test_a_figure_that_is_no_count_counts_as_none(figure: object) -> None:
-    """Garbage for a number of tokens is left out of the sums, which must stay writable."""
+    """A token count that is no valid number is left out of the sums."""
     usage = {"usage": {"prompt_tokens": figure, "completion_tokens": 2}}
     found = judge(reply(200, orjson.dumps(usage))).tokens
     assert found is not None
@@ -177,7 +177,7 @@ def test_a_figure_that_is_no_count_counts_as_none(figure: object) -> None:
 
 @given(st.integers(100, 599), st.binary(max_size=60) | st.sampled_from([ERROR, b"{}", b"[1]"]))
 def test_every_reply_gets_a_verdict_that_can_be_written(status: int, body: bytes) -> None:
-    """Whatever a server sends is judged, and its words fit into an output line."""
+    """Any reply gets a verdict whose message fits into an output line."""
     verdict = judge(reply(status, body))
     line = error_line("J", 1, None, verdict.code, verdict.message, verdict.response)
     assert orjson.loads(line)["error"]["message"] == verdict.message

@@ -1,4 +1,4 @@
-"""The hunt: poison requests are found by bisection and nobody else is condemned."""
+"""The hunt: bisection finds the poison requests and sets no other request aside."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ A, B, C, D = ((JOB, line) for line in range(1, 5))
 
 @dataclass
 class Simulation:
-    """An engine with poison requests, and a runner that does as the hunt says.
+    """An engine with poison requests, and a runner that follows the hunt.
 
     The engine takes the open requests in any order and either answers a request or,
     where it is poison, dies with all that it had taken.
@@ -39,7 +39,7 @@ class Simulation:
         self.all = [(JOB, line) for line in range(1, self.width + 1)]
 
     def open(self) -> list[Suspect]:
-        """Who has no outcome yet."""
+        """Return the requests without an outcome."""
         return [s for s in self.all if s not in self.answered | self.found]
 
     def step(self) -> None:
@@ -55,14 +55,14 @@ class Simulation:
                 self.answered.add(suspect)
 
     def take(self) -> list[Suspect]:
-        """Who is sent to the engine together."""
+        """Return the requests that are sent to the engine together."""
         others = [s for s in self.open() if s not in self.hunt.put_off]
         if not self.hunt and not others:
             self.hunt.recall(JOB)
         return list((self.hunt.group or others)[: self.window])
 
     def die(self, in_flight: list[Suspect]) -> None:
-        """Tell the hunt, and perhaps restart the daemon in the middle of it."""
+        """Report a death to the hunt, and perhaps restart the daemon after it."""
         self.deaths += 1
         self.found |= set(self.hunt.died(in_flight, NOW))
         together = [suspect for group in self.hunt.groups for suspect in group]
@@ -92,8 +92,8 @@ def simulations(draw: st.DrawFn, most_poison: int = 6) -> Simulation:
 
 
 @given(simulations())
-def test_every_innocent_is_answered_and_every_poison_found(simulation: Simulation) -> None:
-    """Whatever the order, the window and the restarts, each request ends as what it is."""
+def test_all_poison_is_found_and_everything_else_answered(simulation: Simulation) -> None:
+    """For any order, window and restarts, only the poison requests are set aside."""
     simulation.finish()
     assert simulation.found == simulation.poison
     assert simulation.answered == set(simulation.all) - simulation.poison
@@ -114,7 +114,7 @@ def test_one_poison_request_costs_few_engine_starts(width: int, data: st.DataObj
 
 @given(simulations(most_poison=4))
 def test_several_poison_requests_cost_as_much_as_each_alone(simulation: Simulation) -> None:
-    """The engine starts within 2·log2(window) + 4 times for each poison request."""
+    """The engine starts at most 2·log2(window) + 4 times for each poison request."""
     simulation.finish()
     bound = 2 * math.log2(max(simulation.window, 1)) + 4
     assert simulation.deaths <= bound * max(len(simulation.poison), 1)
@@ -122,7 +122,7 @@ def test_several_poison_requests_cost_as_much_as_each_alone(simulation: Simulati
 
 @given(simulations())
 def test_a_restart_of_the_daemon_changes_nothing(simulation: Simulation) -> None:
-    """A hunt that is stored and read after each death goes the same way to the same end."""
+    """A hunt that is stored and loaded after each death takes the same steps."""
     other = Simulation(
         simulation.width, simulation.poison, Random(7), simulation.window, reload=True
     )
@@ -151,15 +151,15 @@ def test_what_is_stored_is_read_back(hunt: Bisection) -> None:
     assert stored is None or Bisection.load(stored) == hunt
 
 
-def test_no_hunt_is_stored_as_nothing() -> None:
-    """Where there is nothing to remember, nothing is written."""
+def test_an_empty_hunt_is_stored_as_nothing() -> None:
+    """A hunt without suspects needs no record."""
     assert Bisection().dump() is None
     assert not Bisection.load(None)
     assert Bisection().group == []
 
 
 def test_a_hunt_of_an_older_version_goes_on() -> None:
-    """What was stored before anybody was put off is read as it was meant."""
+    """A record of a version that postponed no suspects is read with none postponed."""
     hunt = Bisection.load(
         b'{"groups":[[["job",1],["job",2]],[["job",3]]],"deaths":[[["job",3],1]]}'
     )
@@ -170,7 +170,7 @@ def test_a_hunt_of_an_older_version_goes_on() -> None:
 def die_alone(
     hunt: Bisection, suspect: Suspect, times: int, now: float = NOW
 ) -> dict[Suspect, int]:
-    """Let a suspect be tried alone and the engine die, so many times."""
+    """Try a suspect alone and let the engine die each time; return what is found poison."""
     found: dict[Suspect, int] = {}
     for _ in range(times):
         assert found == {}
@@ -179,8 +179,8 @@ def die_alone(
     return found
 
 
-def test_deaths_alone_condemn_in_the_end() -> None:
-    """Of a wide window it takes all of them, and nothing is left of the hunt."""
+def test_enough_deaths_alone_prove_poison() -> None:
+    """After a wide window DEATHS_ALONE are needed, and then the hunt is empty."""
     hunt = Bisection()
     hunt.died([(JOB, line) for line in range(1, 65)], NOW)
     hunt.groups = [[A]]
@@ -189,12 +189,12 @@ def test_deaths_alone_condemn_in_the_end() -> None:
 
 
 def test_a_window_of_one_allows_three_deaths() -> None:
-    """The engine's starts are counted there too: four, with the first."""
+    """The first engine start and three restarts are within the four allowed."""
     assert die_alone(Bisection(), A, 3) == {A: 3}
 
 
-def test_who_died_alone_waits_until_the_others_are_done() -> None:
-    """It may have been chance, so the rest of the job is not held up, and time passes."""
+def test_a_suspect_that_killed_alone_waits_until_the_others_are_done() -> None:
+    """The death may have been chance, so the suspect is put off and the other one tried."""
     hunt = Bisection()
     hunt.died([A, B], NOW)
     assert hunt.died([A], NOW) == {}
@@ -207,8 +207,8 @@ def test_who_died_alone_waits_until_the_others_are_done() -> None:
     assert (hunt.group, hunt.put_off) == ([A], [])
 
 
-def test_those_that_were_put_off_are_tried_together() -> None:
-    """What was chance in all of them is over with one trial."""
+def test_suspects_that_were_put_off_are_tried_together() -> None:
+    """If all of their deaths were chance, one trial is enough to answer them."""
     hunt = Bisection(deaths={A: 1, B: 1, C: 1}, put_off=[A, B, C])
     hunt.recall(JOB)
     assert hunt.group == [A, B, C]
@@ -216,15 +216,15 @@ def test_those_that_were_put_off_are_tried_together() -> None:
     assert hunt.groups == [[C], [A, B]]
 
 
-def test_those_that_died_alone_again_are_tried_alone() -> None:
-    """Two that are poison do not die together each time as well."""
+def test_suspects_that_killed_alone_again_are_tried_alone() -> None:
+    """Two poison requests are not tried together a second time."""
     hunt = Bisection(deaths={A: 2, B: 1, C: 3}, put_off=[A, B, C])
     hunt.recall(JOB)
     assert (hunt.groups, hunt.put_off) == ([[A], [C], [B]], [])
 
 
 def test_the_suspects_of_a_paused_job_wait() -> None:
-    """They leave their groups to the others, and are tried when they are recalled."""
+    """They leave their groups, and are tried once the job is recalled."""
     other = ("another", 1)
     hunt = Bisection([[A, other], [B, C]], {D: 1}, [D])
     hunt.postpone(JOB)
@@ -234,7 +234,7 @@ def test_the_suspects_of_a_paused_job_wait() -> None:
 
 
 def test_a_death_that_was_chance_makes_the_next_ones_doubtful() -> None:
-    """Somebody who killed alone and is answered shows that engines die by themselves."""
+    """A request that killed alone and is then answered shows that the engine dies by itself."""
     hunt = Bisection()
     die_alone(hunt, A, 1)
     hunt.recall(JOB)
@@ -244,7 +244,7 @@ def test_a_death_that_was_chance_makes_the_next_ones_doubtful() -> None:
 
 
 def test_a_whole_group_that_was_answered_shows_a_chance_too() -> None:
-    """An engine that died under a group whose members are all answered did so by itself."""
+    """If all of a group are answered, the engine that died under them did so by itself."""
     hunt = Bisection()
     hunt.died([A, B], NOW)
     hunt.answered(A, NOW)
@@ -254,7 +254,7 @@ def test_a_whole_group_that_was_answered_shows_a_chance_too() -> None:
 
 
 def test_the_answers_beside_a_poison_request_show_no_chance() -> None:
-    """Who was merely beside the one that is to blame says nothing about the engine."""
+    """An answered request beside the one to blame proves nothing about the engine."""
     hunt = Bisection()
     hunt.died([A, B], NOW)
     hunt.died([A], NOW)
@@ -263,40 +263,40 @@ def test_the_answers_beside_a_poison_request_show_no_chance() -> None:
 
 
 def test_many_chances_ask_for_no_more_than_a_limit() -> None:
-    """Poison is found also where engines die all the time."""
+    """Poison is found even if the engine often dies by chance."""
     hunt = Bisection(chances=[NOW] * 9)
     assert die_alone(hunt, A, MOST_DEATHS_ALONE) == {A: MOST_DEATHS_ALONE}
 
 
 def test_a_chance_is_forgotten_with_time() -> None:
-    """What happened hours ago makes no request less poisonous."""
+    """Chance deaths of hours ago do not raise the number of deaths needed."""
     hunt = Bisection(chances=[NOW] * 9)
     assert die_alone(hunt, A, 3, NOW + CHANCE_S) == {A: 3}
 
 
-def test_a_request_that_is_gone_shows_nothing() -> None:
-    """One that was cancelled was not answered: its deaths are no chance."""
+def test_a_request_that_is_gone_proves_nothing() -> None:
+    """A cancelled request was not answered, so its deaths do not count as chance."""
     hunt = Bisection(deaths={A: 2}, put_off=[A])
     hunt.forget(A)
     assert hunt == Bisection()
 
 
 def test_suspects_that_had_not_started_stay_suspects() -> None:
-    """When the engine dies before the whole group was sent, the rest is tried later."""
+    """If the engine dies before the whole group was sent, the rest is tried later."""
     hunt = Bisection([[A, B, C, D]])
     hunt.died([A, B], NOW)
     assert hunt.groups == [[C, D], [B], [A]]
 
 
 def test_a_death_with_nothing_in_flight_changes_nothing() -> None:
-    """An engine that dies of itself accuses nobody."""
+    """The death of an idle engine makes no request a suspect."""
     hunt = Bisection([[A]])
     assert hunt.died([], NOW) == {}
     assert hunt.groups == [[A]]
 
 
 def test_suspects_that_are_gone_are_dropped() -> None:
-    """After a restart only requests that are still open are hunted."""
+    """After a restart only requests that are still open are suspects."""
     hunt = Bisection([[A, B], [C]], {C: 1, D: 2}, [D])
     hunt.keep({B})
     assert (hunt.groups, hunt.deaths, hunt.put_off) == ([[B]], {}, [])

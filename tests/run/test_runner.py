@@ -1,4 +1,4 @@
-"""The runner: every request gets its one outcome, whoever dies on the way."""
+"""The runner: every request gets one outcome, whatever dies on the way."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from scripted_runner import Bench, line
 
 
 async def test_every_request_is_answered_in_input_order(make: Make) -> None:
-    """Whatever order the engine finishes in, the output has the order of the input."""
+    """The output is in input order, whatever order the engine finishes in."""
     bench = make(window=5, chunk=3)
     bench.engine.rng = Random(1)
     bench.add(*map(line, ids(40)))
@@ -33,8 +33,8 @@ async def test_every_request_is_answered_in_input_order(make: Make) -> None:
     prove(bench)
 
 
-async def test_a_model_that_was_left_out_is_the_engines(make: Make) -> None:
-    """The engine gets the name of what it serves, and a named model as it was."""
+async def test_a_model_that_was_left_out_is_filled_in(make: Make) -> None:
+    """A request without a model gets the one that is served, and a named model is unchanged."""
     bench = make()
     bench.add(line("a"), line("b", model="mine"))
     await bench.finish()
@@ -87,8 +87,8 @@ async def test_invalid_lines_end_as_dead_letters(make: Make) -> None:
     prove(bench)
 
 
-async def test_thousands_of_invalid_lines_are_buried(make: Make) -> None:
-    """A file of hardly anything but faults is worked off without an engine."""
+async def test_thousands_of_invalid_lines_are_set_aside(make: Make) -> None:
+    """Three thousand invalid lines beside one request all become dead letters."""
     bench = make(window=2, chunk=5000)
     bench.add(line("a"), *[b"nope\n"] * 3000)
     await bench.finish()
@@ -177,7 +177,7 @@ async def test_nothing_is_sent_while_the_runner_is_paused(make: Make) -> None:
 # -- drain --------------------------------------------------------------------------
 
 
-async def test_a_drain_lets_what_flies_land(make: Make) -> None:
+async def test_a_drain_waits_for_what_is_in_flight(make: Make) -> None:
     """Nothing more is started, what comes in time is committed, and the runner ends."""
     bench = make(window=3, chunk=50)
     bench.add(*(line(name, "wait") for name in ids(10)))
@@ -193,7 +193,7 @@ async def test_a_drain_lets_what_flies_land(make: Make) -> None:
     assert bench.ledger.progress(run.record.id).completed == 3
 
 
-async def test_a_drain_abandons_what_does_not_land(make: Make) -> None:
+async def test_a_drain_abandons_what_does_not_finish(make: Make) -> None:
     """After the grace the rest is dropped uncharged, and runs again after the next start."""
     bench = make(window=3, chunk=50)
     bench.add(*map(line, ["a", "b"]), *(line(name, "wait") for name in ids(3)))
@@ -223,7 +223,7 @@ async def test_a_drain_with_nothing_to_do_ends_at_once(make: Make) -> None:
 
 
 async def test_a_failed_commit_ends_the_runner(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What could not be made to count is never taken for done."""
+    """An outcome that could not be committed does not count."""
     bench = make()
     bench.add(*map(line, ids(3)))
 
@@ -278,8 +278,8 @@ async def test_a_retry_starts_after_its_charge_is_on_the_disk(make: Make) -> Non
 # -- flights ------------------------------------------------------------------------
 
 
-async def test_every_flight_arrives_even_if_it_never_began(make: Make) -> None:
-    """A flight that is aborted in the moment of its launch comes back like any other."""
+async def test_every_flight_ends_even_if_it_never_began(make: Make) -> None:
+    """A flight that is aborted as it starts is handled like any other."""
     bench = make()
     job_id = bench.add(line("a"))
     bench.spool.start(job_id)
@@ -326,7 +326,7 @@ def random_job(rng: Random, number: int) -> tuple[list[bytes], dict[str, str | N
 
 
 async def live_until_sent(bench: Bench, goal: int) -> None:
-    """Run until the engine has been asked so often, or all is done."""
+    """Run until the engine has been sent this many requests, or all is done."""
     async with bench.running():
         await bench.until(lambda: len(bench.engine.sent) >= goal or not bench.queue.entries)
 
@@ -351,7 +351,7 @@ async def test_each_request_ends_once_whatever_crashes(make: Make, seed: int) ->
         await bench.crash()
         attempts = bench.engine.attempts
         bench = make(**options)
-        bench.engine.attempts = attempts  # a script goes on, whoever reads it
+        bench.engine.attempts = attempts  # a script goes on, whatever runner reads it
     await bench.finish()
     for name, expected in fates.items():
         results = dict.fromkeys(bench.ids(name=name))

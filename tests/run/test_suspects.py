@@ -15,8 +15,8 @@ from scripted_runner import Bench, line
 # -- engine deaths ------------------------------------------------------------------
 
 
-async def test_a_dead_engine_is_charged_to_nobody(make: Make) -> None:
-    """Those that were in flight run again on the next engine, and nobody is buried."""
+async def test_a_dead_engine_is_charged_to_no_request(make: Make) -> None:
+    """Requests that were in flight run again on the next engine, and none is set aside."""
     bench = make(window=8, chunk=50, run={"max_attempts": 1})
     bench.add(*(line(name, "wait") for name in ids(8)), *map(line, ["x", "y"]))
     async with bench.running():
@@ -63,7 +63,7 @@ async def test_a_poison_request_is_found_and_all_others_answered(
 
 
 async def test_several_poison_requests_are_all_found(make: Make) -> None:
-    """Three killers in one job and one in another are told from the innocent."""
+    """Three poison requests in one job and two in another are found, and all others answered."""
     bench = make(window=16, chunk=16)
     for number in (1, 2):
         lines = [line(f"{number}-{name}") for name in ids(20)]
@@ -104,7 +104,7 @@ async def test_the_hunt_survives_the_daemon(make: Make) -> None:
 
 
 async def test_suspects_keep_to_the_window(make: Make) -> None:
-    """While the hunt is on a smaller window still holds."""
+    """A window that gets smaller during a hunt holds for suspects too."""
     bench = make(window=16, chunk=64)
     lines = [line(name, "wait") for name in ids(15)]
     bench.add(*lines, line("poison", *["die"] * 50))
@@ -119,7 +119,7 @@ async def test_suspects_keep_to_the_window(make: Make) -> None:
 
 
 async def test_a_slow_request_under_chance_deaths_is_answered(make: Make) -> None:
-    """One that was alone each time that an engine died waits until the others are done."""
+    """A request that was alone at each death waits until the others are done."""
     bench = make(window=4, chunk=64)
     bench.add(line("slow", *["die"] * 5), *map(line, ids(20)))
     await bench.finish()
@@ -128,8 +128,8 @@ async def test_a_slow_request_under_chance_deaths_is_answered(make: Make) -> Non
     assert bench.engine.sent[-3:] == ["slow"] * 3
 
 
-async def test_who_was_put_off_is_tried_with_nothing_beside(make: Make) -> None:
-    """Another job's requests land first, and those after it wait."""
+async def test_a_suspect_that_was_put_off_is_tried_with_nothing_beside(make: Make) -> None:
+    """Another job's requests end before it is tried, and no more are sent until it is."""
     bench = make(window=4, chunk=64)
     bench.add(line("poison", *["die"] * 50), name="a", number=1)
     bench.add(line("long", "wait"), *map(line, ids(8)), name="b", number=2)
@@ -141,10 +141,10 @@ async def test_who_was_put_off_is_tried_with_nothing_beside(make: Make) -> None:
     assert len(bench.ids(name="b")) == 9
 
 
-async def test_many_poison_requests_are_no_ill_engine(
+async def test_many_poison_requests_do_not_put_the_engine_in_doubt(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where others are answered between, the engine is not doubted and nobody waits for it."""
+    """If others are answered in between, the engine is not doubted and no pause is made."""
     monkeypatch.setattr(suspects, "DOUBT_BASE_S", 600)
     monkeypatch.setattr(suspects, "DOUBT_CAP_S", 600)
     bench = make(window=4, chunk=64)
@@ -158,8 +158,8 @@ async def test_many_poison_requests_are_no_ill_engine(
     ]
 
 
-async def test_the_suspects_of_a_paused_job_hold_nobody_up(make: Make) -> None:
-    """A pause counts in a hunt too; the others go on, and these after the resume."""
+async def test_the_suspects_of_a_paused_job_do_not_delay_others(make: Make) -> None:
+    """A pause counts in a hunt too: other jobs go on, and the suspects wait for the resume."""
     bench = make(window=4, chunk=64)
     paused = bench.add(*(line(name, "wait") for name in ids(4)), name="a", number=1)
     async with bench.running():
@@ -178,7 +178,7 @@ async def test_the_suspects_of_a_paused_job_hold_nobody_up(make: Make) -> None:
 
 
 async def test_a_pause_of_all_counts_in_a_hunt(make: Make) -> None:
-    """Nobody's suspects are sent before the resume, and all are answered after it."""
+    """No suspect is sent before the resume, and all are answered after it."""
     bench = make(window=4, chunk=64)
     for number, name in enumerate("ab"):
         bench.add(line(f"{name}0", "wait"), line(f"{name}1", "wait"), name=name, number=number)
@@ -196,8 +196,8 @@ async def test_a_pause_of_all_counts_in_a_hunt(make: Make) -> None:
     assert sorted(bench.published) == ["a", "b"]
 
 
-async def test_who_was_put_off_waits_also_after_a_restart(make: Make) -> None:
-    """A kill -9 of the daemon brings nobody forward."""
+async def test_a_suspect_that_was_put_off_waits_after_a_restart_too(make: Make) -> None:
+    """After a kill -9 of the daemon it still waits until the others are done."""
     bench = make(window=2, chunk=64)
     bench.add(line("poison", *["die"] * 50), *map(line, ids(3)), line("last", "wait"))
     async with bench.running():
@@ -213,8 +213,8 @@ async def test_who_was_put_off_waits_also_after_a_restart(make: Make) -> None:
     assert bench.codes() == {"poison": "poison"}
 
 
-async def test_an_engine_that_nobody_survives_is_doubted(make: Make) -> None:
-    """When one request after the other is poison, the engine is suspected and work pauses."""
+async def test_an_engine_that_every_request_kills_is_doubted(make: Make) -> None:
+    """If one request after the other is poison, the engine is in doubt and work pauses."""
     bench = make(window=4, chunk=64)
     bench.add(*(line(name, *["die"] * 99) for name in ids(12)))
     async with bench.running():
