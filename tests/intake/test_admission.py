@@ -41,7 +41,7 @@ class Desk:
         self.admission = Admission(config(**sections), self.spool, self.ledger, self.jobs, Served)
 
     def claim(self, content: bytes, name: str = "job.jsonl") -> Claim:
-        """Drop a file and copy it, as after the gate has passed it."""
+        """Drop a file and copy it, as is done once it has passed the gate."""
         drop = self.spool.inbox / name
         drop.write_bytes(content)
         fd = self.spool.open_drop(name, Priority.NORMAL)
@@ -77,12 +77,12 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def full(desk: Desk) -> None:
-    """Let the queue hold as many requests as it may, but for one."""
+    """Fill the queue up to one request less than its limit."""
     desk.jobs.add(job_record("01J0000000000000000000000F", "other", requests=2))
 
 
 def known(desk: Desk) -> None:
-    """Let the ledger know the same file as an active job."""
+    """Record the same file as an active job."""
     sha256 = desk.claim(GOOD).sha256
     desk.spool.discard_claim(CLAIM_ID)
     desk.ledger.accept(job_record("01J0000000000000000000000F", "job", sha256=sha256), [])
@@ -102,7 +102,7 @@ HOLD = {
 
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_a_decision_changes_nothing(make: Make, case: str) -> None:
-    """Whatever the decision, deciding twice moves no file, writes no record and is the same."""
+    """Deciding twice gives the same decision, moves no file and writes no record."""
     content, prepare, kind = CASES[case]
     desk = make(**HOLD)
     prepare(desk)
@@ -126,7 +126,7 @@ def test_what_is_accepted_is_queued(make: Make) -> None:
     assert desk.files() == {f"queued/{CLAIM_ID}.jsonl": GOOD}
 
 
-def test_what_was_delivered_before_is_taken_away_and_not_run(make: Make) -> None:
+def test_a_redelivered_file_is_taken_away_and_not_run(make: Make) -> None:
     """The same file as an active job leaves no second job, and no claim."""
     desk = make()
     known(desk)
@@ -138,7 +138,7 @@ def test_what_was_delivered_before_is_taken_away_and_not_run(make: Make) -> None
 
 
 def test_what_has_no_room_yet_is_left_and_not_read_again(make: Make) -> None:
-    """The drop stays, the copy goes, and the next look says why without a copy."""
+    """The drop stays, its copy is removed, and the next check gives the reason without a copy."""
     desk = make(**HOLD)
     full(desk)
     answer = desk.admission.answer_claim(desk.claim(GOOD))
@@ -160,7 +160,7 @@ def test_what_never_has_room_is_refused_all_the_same(make: Make) -> None:
 
 
 def test_what_is_refused_lies_in_rejected_with_its_reason_and_its_event(make: Make) -> None:
-    """The copy is what was judged; the sender finds the notice, later readers the event."""
+    """The copy that was judged is kept, with a notice for the sender and an ended event."""
     desk = make()
     answer = desk.admission.answer_claim(desk.claim(b"nope\n"))
     assert answer.rejected is not None
@@ -175,7 +175,7 @@ def test_what_is_refused_lies_in_rejected_with_its_reason_and_its_event(make: Ma
 
 
 def test_a_file_that_was_never_claimed_is_refused_itself(make: Make) -> None:
-    """It goes to rejected/ as it is, and one that changed since is left alone."""
+    """It is moved to rejected/ unchanged, and a file that has changed since is left alone."""
     desk = make()
     (desk.spool.inbox / "x.jsonl").write_bytes(b"\x1f\x8b packed")
     [entry] = [e for e in scan(desk.spool.inbox).entries if e.name == "x.jsonl"]

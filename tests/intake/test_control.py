@@ -53,7 +53,7 @@ def test_an_order_may_be_narrowed_to_a_reason(spool: Spool) -> None:
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"reason": "bad"}', b'{"job": "x"}', b"\xff"])
 def test_an_order_that_says_nonsense_is_refused(spool: Spool, content: bytes) -> None:
-    """The sender is told which reasons there are."""
+    """The fault lists the known reasons."""
     found = read(spool, "job.purge", content)
     assert isinstance(found, Command)
     assert found.fault is not None
@@ -80,7 +80,7 @@ class Desk:
     async def obey(
         self, name: str, order: Order, reason: DeadReason | None = None, *, given_at: float = 9e9
     ) -> str | None:
-        """Give an order, a new one or at a moment; return the code of its fault."""
+        """Give an order, new or from a given time; return the code of its fault."""
         command = Command(name, order, reason, given_at=given_at)
         fault = await self.controller.obey(command, self._note)
         return fault.code if fault else None
@@ -100,20 +100,20 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 @pytest.mark.parametrize("order", [Order.CANCEL, Order.PAUSE, Order.RESUME])
-async def test_an_order_for_nobody_is_refused(desk: Desk, order: Order) -> None:
+async def test_an_order_for_an_unknown_job_is_refused(desk: Desk, order: Order) -> None:
     """A name that no active job has is an error that the sender sees."""
-    assert await desk.obey("nobody", order) == "unknown_job"
+    assert await desk.obey("unknown", order) == "unknown_job"
 
 
 async def test_a_fault_of_the_file_is_the_answer(desk: Desk) -> None:
-    """A command that could not be read is not obeyed half."""
+    """The fault of a command that could not be read is returned, and nothing is done."""
     found = read(desk.bench.spool, "job.cancel", b"{")
     assert isinstance(found, Command)
     assert await desk.controller.obey(found, desk._note) == found.fault
 
 
 async def test_a_cancel_ends_a_job_or_all(desk: Desk) -> None:
-    """What was not run is listed, and giving the order twice is fine."""
+    """A cancel ends one job or all, lists what was not run, and may be repeated."""
     bench = desk.bench
     for number, name in enumerate("abc"):
         bench.add(line(name), name=name, number=number)
@@ -130,7 +130,7 @@ async def test_a_cancel_ends_a_job_or_all(desk: Desk) -> None:
 
 @pytest.mark.parametrize("order", [Order.CANCEL, Order.RESUME])
 async def test_an_order_that_a_crash_repeats_is_done(desk: Desk, order: Order) -> None:
-    """When its job is over by then, an order whose effect is there is no error."""
+    """An order that already had its effect is no error, though its job is over."""
     bench = desk.bench
     bench.add(line("a"), name="a")
     bench.governor.fixed, given_at = 0, time.time()
@@ -144,7 +144,7 @@ async def test_an_order_that_a_crash_repeats_is_done(desk: Desk, order: Order) -
 
 
 async def test_a_pause_that_a_crash_repeats_is_done(desk: Desk) -> None:
-    """What was in flight may have ended the job meanwhile."""
+    """A repeated pause is no error, though requests in flight have ended the job meanwhile."""
     bench = desk.bench
     bench.add(line("a", "wait"), name="a")
     async with bench.running():
@@ -165,7 +165,7 @@ async def test_an_order_that_comes_too_late_is_refused(desk: Desk) -> None:
 
 
 async def test_a_pause_outlives_the_daemon(desk: Desk) -> None:
-    """It is on the disk before the order's file goes, and only a resume ends it."""
+    """A pause is on the disk before the order's file is removed, and only a resume ends it."""
     bench = desk.bench
     job_id = bench.add(line("a"), name="a")
     assert await desk.obey("a", Order.PAUSE) is None
@@ -186,7 +186,7 @@ async def test_a_pause_of_all_is_a_switch_of_its_own(desk: Desk) -> None:
 
 
 async def test_a_pause_of_a_job_that_has_ended_is_forgotten(desk: Desk) -> None:
-    """The list of what is paused does not grow for ever."""
+    """The list of paused jobs does not grow without end."""
     desk.bench.queue.paused = {"long gone"}
     desk.bench.add(line("a"), name="a")
     await desk.obey("ALL", Order.PAUSE)
@@ -205,7 +205,7 @@ async def failed(desk: Desk) -> None:
 
 
 async def test_a_redrive_is_a_new_job_of_what_failed(desk: Desk) -> None:
-    """It is linked to the old one, holds the valid requests, and ends their letters."""
+    """The new job is linked to the old one, has the valid requests, and ends their letters."""
     await failed(desk)
     old = desk.bench.ledger.jobs()[0].id
     assert await desk.obey("job", Order.REDRIVE) is None
@@ -228,7 +228,7 @@ async def test_a_letter_is_not_run_twice_at_once(desk: Desk) -> None:
 
 
 async def test_a_redrive_that_a_crash_repeats_is_done(desk: Desk) -> None:
-    """Also when the new job is over by then: the order was carried out."""
+    """The repeated order is no error, even if the new job is over."""
     await failed(desk)
     given_at = time.time()
     await desk.obey("job", Order.REDRIVE, given_at=given_at)
@@ -281,7 +281,7 @@ async def test_a_redrive_keeps_the_request_as_it_was(desk: Desk) -> None:
     assert written == orjson.loads(line("я\u2028", 500, user="\u0000ü"))
 
 
-async def test_a_purge_removes_letters_that_nobody_runs(desk: Desk) -> None:
+async def test_a_purge_removes_letters_that_are_not_being_run(desk: Desk) -> None:
     """Those of one reason, or all, but none that is being run again."""
     await failed(desk)
     assert await desk.obey("job", Order.REDRIVE, DeadReason.MAX_ATTEMPTS) is None

@@ -70,7 +70,7 @@ def check(
 
 
 def why(verdict: Pass | Wait | Refuse | None) -> str:
-    """The words of a wait."""
+    """Return the reason of a wait."""
     assert isinstance(verdict, Wait)
     return verdict.why
 
@@ -118,7 +118,7 @@ def test_only_regular_files_of_one_link_are_opened(spool: Spool, tmp_path: Path)
 
 @given(st.text(min_size=1, max_size=200))
 def test_any_name_is_shown_in_printable_ascii(name: str) -> None:
-    """Whatever a sender calls a file, the status and the log stay readable."""
+    """Whatever the name of a file, the status and the log stay readable."""
     shown = escape(name)
     assert shown.isascii()
     assert shown.isprintable()
@@ -126,7 +126,7 @@ def test_any_name_is_shown_in_printable_ascii(name: str) -> None:
 
 @given(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=200))
 def test_any_name_has_a_stem_that_is_safe(name: str) -> None:
-    """The stem of a refused file's name can be a folder of outbox/ that is a job's alone."""
+    """Any stem can be the name of a job's folder in outbox/."""
     stem = safe_stem(name)
     assert is_job_name(f"{stem}.jsonl") or is_job_name(f"{stem[:119]}.jsonl")
     assert stem not in {"status.json", "ALL"}
@@ -168,21 +168,21 @@ def test_a_stem_stays_close_to_the_name(name: str, stem: str) -> None:
         ("job.jsonl", None),
     ],
 )
-def test_files_beside_jobs_are_known_by_their_ends(name: str, kind: str | None) -> None:
-    """Orders and sidecars are told from jobs and from each other."""
+def test_files_beside_jobs_are_known_by_their_suffixes(name: str, kind: str | None) -> None:
+    """Orders and sidecars are distinguished from jobs and from each other."""
     found = "control" if is_control_name(name) else None
     found = "sidecar" if is_sidecar(name) else found
     assert found == kind
 
 
 def test_a_sidecar_knows_its_job() -> None:
-    """Marker and options belong to NAME.jsonl."""
+    """The marker and the options belong to NAME.jsonl."""
     assert job_of_sidecar("a.jsonl.ready") == "a.jsonl"
     assert job_of_sidecar("a.options.json") == "a.jsonl"
 
 
 def test_only_the_lanes_of_inbox_are_lanes() -> None:
-    """inbox/high is a lane; inbox/high/high is a stranger's folder."""
+    """inbox/high is a lane; inbox/high/high is not."""
     assert gate.is_lane("high", NORMAL)
     assert not gate.is_lane("normal", NORMAL)
     assert not gate.is_lane("high", Priority.HIGH)
@@ -192,7 +192,7 @@ def test_only_the_lanes_of_inbox_are_lanes() -> None:
 
 
 def test_a_quiet_complete_file_passes(spool: Spool, opened: list[int]) -> None:
-    """It comes with an open descriptor of exactly what was looked at."""
+    """The verdict has an open descriptor of the very file that was checked."""
     item = drop(spool)
     verdict = gate.check_drop(spool, item, NORMAL, config(), settled=True)
     assert isinstance(verdict, Pass)
@@ -202,13 +202,13 @@ def test_a_quiet_complete_file_passes(spool: Spool, opened: list[int]) -> None:
 
 
 def test_a_file_that_has_not_settled_waits(spool: Spool) -> None:
-    """Without a marker a drop is given its time."""
+    """Without a marker a drop waits until it has settled."""
     assert "quiet" in why(check(spool, drop(spool), settled=False))
 
 
 @pytest.mark.parametrize("change", ["grown", "replaced", "linked", "gone"])
 def test_a_file_that_changed_since_the_scan_waits(spool: Spool, change: str) -> None:
-    """What was seen is not there any more, so the next scan looks again."""
+    """A file unlike the one that was scanned waits for the next scan."""
     item, path = drop(spool), spool.inbox / "a.jsonl"
     if change == "grown":
         with path.open("ab") as file:
@@ -226,7 +226,7 @@ def test_a_file_that_changed_since_the_scan_waits(spool: Spool, change: str) -> 
 
 
 def test_a_link_that_took_a_files_place_is_not_followed(spool: Spool, tmp_path: Path) -> None:
-    """Between scan and opening a sender can plant a link; it leads nowhere."""
+    """A link that a sender puts in place between scan and opening is not followed."""
     item = drop(spool)
     (tmp_path / "secret").write_bytes(GOOD)
     (spool.inbox / "a.jsonl").unlink()
@@ -235,7 +235,7 @@ def test_a_link_that_took_a_files_place_is_not_followed(spool: Spool, tmp_path: 
 
 
 def test_a_file_that_is_open_for_writing_waits(spool: Spool) -> None:
-    """However quiet it is, a writer may go on."""
+    """A settled file waits while a process has it open for writing."""
     item = drop(spool)
     with (spool.inbox / "a.jsonl").open("ab"):
         assert "open for writing" in why(check(spool, item))
@@ -243,7 +243,7 @@ def test_a_file_that_is_open_for_writing_waits(spool: Spool) -> None:
 
 
 def test_an_interrupted_rsync_waits_and_is_refused_in_the_end(spool: Spool) -> None:
-    """A time of modification of 0 is rsync's mark of a partial file."""
+    """An mtime of 0 is rsync's mark of a partial file."""
     drop(spool)
     os.utime(spool.inbox / "a.jsonl", ns=(0, 0))
     verdict = check(spool, entry(spool, "a.jsonl"))
@@ -271,7 +271,7 @@ def test_a_cut_last_line_waits(
     content: bytes,
     complete: bool,  # noqa: FBT001 - a table
 ) -> None:
-    """A file ends in a newline or in a line that can be read, or it is not whole yet."""
+    """A file that ends neither in a newline nor in a readable line is incomplete."""
     verdict = check(spool, drop(spool, content), max_line_bytes=300)
     assert isinstance(verdict, Pass) == complete
     if isinstance(verdict, Wait):
@@ -281,7 +281,7 @@ def test_a_cut_last_line_waits(
 
 @pytest.mark.parametrize(("content", "code"), [(b"", "empty"), (b"x" * 50 + b"\n", "too_large")])
 def test_a_files_size_refuses_it_at_once(spool: Spool, content: bytes, code: str) -> None:
-    """Nothing of a file that can never be taken is copied."""
+    """A file that can never be taken is refused before any copy."""
     verdict = check(spool, drop(spool, content), max_file_bytes=50)
     assert isinstance(verdict, Refuse)
     assert verdict.fault.code == code
@@ -296,7 +296,7 @@ def mark(spool: Spool, content: bytes) -> None:
 
 
 def test_a_marker_replaces_the_waiting(spool: Spool) -> None:
-    """With the sender's own word the file is taken at once, for the checksum to decide."""
+    """With a marker the file is taken at once, and its checksum decides."""
     mark(spool, orjson.dumps({"bytes": len(GOOD), "sha256": SHA256}))
     verdict = check(spool, drop(spool), settled=False)
     assert isinstance(verdict, Pass)
@@ -304,7 +304,7 @@ def test_a_marker_replaces_the_waiting(spool: Spool) -> None:
 
 
 def test_a_marker_of_another_length_holds_the_file_back(spool: Spool) -> None:
-    """A file that is shorter than promised is still on its way."""
+    """A file of another length than its marker promises is waited for."""
     mark(spool, orjson.dumps({"bytes": len(GOOD) + 1, "sha256": SHA256}))
     verdict = check(spool, drop(spool))
     assert f"promises {len(GOOD) + 1} bytes" in why(verdict)
@@ -312,7 +312,7 @@ def test_a_marker_of_another_length_holds_the_file_back(spool: Spool) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"bytes": 1}', b"x" * 100_000])
 def test_a_marker_that_says_nothing_holds_the_file_back(spool: Spool, content: bytes) -> None:
-    """A marker that is not written yet, or is none, is waited for and refused in the end."""
+    """A marker that is unfinished or invalid is waited for and refused in the end."""
     mark(spool, content)
     verdict = check(spool, drop(spool))
     assert isinstance(verdict, Wait)
@@ -322,7 +322,7 @@ def test_a_marker_that_says_nothing_holds_the_file_back(spool: Spool, content: b
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "folder"])
 def test_a_marker_that_is_no_file_is_not_read(spool: Spool, tmp_path: Path, kind: str) -> None:
-    """The gate hangs at no FIFO and follows no link."""
+    """The gate neither blocks on a FIFO nor follows a link."""
     path = spool.inbox / "a.jsonl.ready"
     if kind == "fifo":
         os.mkfifo(path)
@@ -335,6 +335,6 @@ def test_a_marker_that_is_no_file_is_not_read(spool: Spool, tmp_path: Path, kind
 
 
 def test_a_marked_file_need_not_end_in_a_newline(spool: Spool) -> None:
-    """Where the sender gives length and checksum, the last line is the validator's matter."""
+    """With length and checksum given, the last line is left to the validator."""
     mark(spool, orjson.dumps({"bytes": 4, "sha256": SHA256}))
     assert isinstance(check(spool, drop(spool, b"nope")), Pass)

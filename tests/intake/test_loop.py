@@ -1,4 +1,4 @@
-"""Intake and admission: every drop gets its one answer, and nothing is lost on the way."""
+"""Intake and admission: every drop gets one answer, and no file is lost."""
 
 import errno
 import hashlib
@@ -77,7 +77,7 @@ class Desk(Miniature):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the spool lies."""
+    """The folder of the spool."""
     return tmp_path / "spool"
 
 
@@ -104,7 +104,7 @@ def make(root: Path) -> Iterator[Any]:
 
 
 def assert_idle(spool: Spool) -> None:
-    """Nothing lies in inbox/ but its lanes, and nothing is in hand."""
+    """Check that inbox/ has only its lanes and that no claim is left."""
     assert names(spool.inbox) == {"high", "low"}
     assert names(spool.claimed) == set()
 
@@ -149,7 +149,7 @@ def test_sidecars_are_obeyed_and_taken_away(desk: Desk) -> None:
 
 
 def test_bad_lines_may_become_dead_letters(make: Any) -> None:  # noqa: ANN401 - a factory
-    """Under that rule the job is accepted and its bad lines are known by number."""
+    """With that rule the job is accepted and its bad lines are recorded by number."""
     desk = make(intake={"on_invalid_line": "dead_letter"})
     desk.drop(GOOD + BAD)
     job = desk.take().queued
@@ -181,7 +181,7 @@ def test_what_happens_to_the_drop_after_its_claim_does_not_matter(desk: Desk) ->
 
 
 def test_a_bad_drop_is_refused_with_its_reason(desk: Desk) -> None:
-    """File and reason lie in rejected/, and the refusal where the web app looks."""
+    """File and reason are in rejected/, and a notice is in outbox/."""
     desk.drop(GOOD + BAD)
     answer = desk.take()
     assert answer.rejected is not None
@@ -196,7 +196,7 @@ def test_a_bad_drop_is_refused_with_its_reason(desk: Desk) -> None:
 
 
 def test_a_corrected_file_may_come_under_the_same_name(desk: Desk) -> None:
-    """The refusal's notice gives way to the job."""
+    """The job's status replaces the notice of the refusal."""
     desk.drop(BAD)
     desk.take()
     desk.drop()
@@ -218,7 +218,7 @@ def test_a_second_refusal_lies_beside_the_first(desk: Desk) -> None:
 
 @pytest.mark.parametrize(("content", "code"), [(b"", "empty"), (b"x" * 99 + b"\n", "too_large")])
 def test_a_drop_that_is_never_read_is_refused_too(make: Any, content: bytes, code: str) -> None:  # noqa: ANN401 - a factory
-    """A refusal by size alone moves the file itself, and leaves nothing behind."""
+    """A refusal by size moves the file itself, and leaves nothing in inbox/."""
     desk = make(limits={"max_file_bytes": 50})
     desk.drop(content)
     assert desk.take().rejected.code == code
@@ -229,7 +229,7 @@ def test_a_drop_that_is_never_read_is_refused_too(make: Any, content: bytes, cod
 
 
 def test_a_full_queue_refuses_for_now(make: Any) -> None:  # noqa: ANN401 - a factory
-    """The sender is told to come again, and may."""
+    """The refusal is retryable, and the file is accepted once there is room."""
     desk = make(limits={"max_queue_depth": 1})
     desk.drop()
     desk.take()
@@ -264,14 +264,14 @@ def test_a_job_without_room_is_held_where_that_is_wanted(make: Any) -> None:  # 
 
 
 def test_a_job_that_never_fits_is_not_held(make: Any) -> None:  # noqa: ANN401 - a factory
-    """Waiting for room that cannot come would be for ever."""
+    """A job with more requests than the queue's limit is refused instead of held."""
     desk = make(limits={"max_total_queued_requests": 1}, intake={"on_full": "hold"})
     desk.drop()
     assert desk.take().rejected.code == "too_many_requests"
 
 
 def test_options_that_say_nonsense_refuse_the_job(desk: Desk) -> None:
-    """The sender is told which key, instead of getting another job than it asked for."""
+    """The refusal names the invalid key, and the job does not run with other options."""
     (desk.spool.inbox / "job.options.json").write_bytes(b'{"max_attempts": 0}')
     desk.drop()
     refused = desk.take().rejected
@@ -282,7 +282,7 @@ def test_options_that_say_nonsense_refuse_the_job(desk: Desk) -> None:
 
 
 def test_a_model_that_is_not_served_refuses_the_job(desk: Desk) -> None:
-    """The engine's own names decide."""
+    """A model that the engine does not list refuses the job."""
     desk.admission.served = lambda: Served("m", frozenset({"m"}))
     desk.drop(request("a", model="other") + b"\n")
     refused = desk.take().rejected
@@ -314,7 +314,7 @@ def test_a_name_is_in_use_while_its_job_is_active_or_uncollected(desk: Desk) -> 
 
 
 def test_a_redelivery_of_an_active_job_is_taken_away(desk: Desk) -> None:
-    """The same file again, as rsync sends it, is the job that it was."""
+    """The same file, sent again as by rsync, is recognised as the same job."""
     desk.drop()
     first = desk.take().queued
     desk.drop()
@@ -325,7 +325,7 @@ def test_a_redelivery_of_an_active_job_is_taken_away(desk: Desk) -> None:
 
 
 def test_a_redelivery_of_uncollected_results_leaves_them(desk: Desk) -> None:
-    """They lie where they lay, and nothing is run again."""
+    """The results stay in place, and nothing is run again."""
     desk.drop()
     desk.take()
     desk.finish()
@@ -336,7 +336,7 @@ def test_a_redelivery_of_uncollected_results_leaves_them(desk: Desk) -> None:
 
 
 def test_a_redelivery_of_collected_results_says_so(desk: Desk) -> None:
-    """The sender finds the job's end and learns how to run the file again."""
+    """The notice has the job's end and says how to run the file again."""
     desk.drop()
     desk.take()
     desk.finish()
@@ -377,7 +377,7 @@ def test_the_same_file_is_a_new_job_after_its_time(desk: Desk) -> None:
 
 
 def test_the_same_bytes_under_another_name_are_another_job(desk: Desk) -> None:
-    """That is how to run a file again."""
+    """A file can be run again under another name."""
     for name in "job", "again":
         desk.drop(name=name)
         assert desk.take().queued is not None
@@ -387,7 +387,7 @@ def test_the_same_bytes_under_another_name_are_another_job(desk: Desk) -> None:
 
 
 def test_a_checksum_that_does_not_match_waits_for_another_file(desk: Desk) -> None:
-    """The drop stays, its claim goes, and it is not read again until it changes."""
+    """The drop stays, its claim is removed, and it is not read again until it changes."""
     marker = {"bytes": len(GOOD), "sha256": hashlib.sha256(GOOD).hexdigest()}
     (desk.spool.inbox / "job.jsonl.ready").write_bytes(orjson.dumps(marker))
     desk.drop(GOOD.replace(b"a", b"z"))
@@ -404,7 +404,7 @@ def test_a_checksum_that_does_not_match_waits_for_another_file(desk: Desk) -> No
 def test_a_drop_that_cannot_be_copied_waits(
     desk: Desk, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full or failing disk costs neither the drop nor the daemon."""
+    """A full or failing disk loses no drop and ends no daemon."""
 
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -420,7 +420,7 @@ def test_a_drop_that_cannot_be_copied_waits(
 def test_a_drop_that_changes_while_it_is_copied_waits(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was copied might be half old and half new, so it is dropped."""
+    """The copy might be half old and half new, so it is discarded."""
     claim = desk.spool.claim
 
     def change(fd: int, job_id: str, limit: int) -> tuple[str, int]:
@@ -442,10 +442,10 @@ def test_a_drop_that_changes_while_it_is_copied_waits(
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced"])
-def test_a_drop_that_is_replaced_before_its_refusal_is_looked_at_anew(
+def test_a_drop_that_is_replaced_before_its_refusal_is_checked_again(
     desk: Desk, change: str
 ) -> None:
-    """A refusal meets the file that it speaks of, or none."""
+    """A refusal moves the file that was judged, or none."""
     desk.drop(b"")
     (seen,) = [item for item in scan(desk.spool.inbox).entries if item.name == "job.jsonl"]
     (desk.spool.inbox / "job.jsonl").unlink()
@@ -461,7 +461,7 @@ def test_a_drop_that_is_replaced_before_its_refusal_is_looked_at_anew(
 
 
 class NoController:
-    """Orders are noted, and refused where the test wants that."""
+    """A controller that notes orders, and refuses them where a test wants that."""
 
     def __init__(self, fault: Fault | None) -> None:
         """Take the answer to every order."""
@@ -481,7 +481,7 @@ def intake_of(desk: Desk, fault: Fault | None = None) -> Intake:
 
 
 async def turn(intake: Intake, times: int = 2) -> list[str]:
-    """Scan so often; return the names that wait."""
+    """Scan several times; return the names that wait."""
     waiting: list[Any] = []
     for _ in range(times):
         waiting = []
@@ -501,7 +501,7 @@ async def test_a_drop_is_taken_by_the_scan_after_it_settled(make: Any) -> None: 
 
 
 async def test_an_order_is_obeyed_once_it_has_settled_and_goes(make: Any) -> None:  # noqa: ANN401 - a factory
-    """NAME.cancel is taken like a job: not before it is quiet, and only once."""
+    """NAME.cancel is taken as a job is: once it has settled, and only once."""
     desk = make(intake={"settle_s": 1e-6})
     intake = intake_of(desk)
     (desk.spool.inbox / "job.cancel").touch()
@@ -513,9 +513,9 @@ async def test_an_order_is_obeyed_once_it_has_settled_and_goes(make: Any) -> Non
 
 
 async def test_an_order_that_cannot_be_obeyed_is_refused(make: Any) -> None:  # noqa: ANN401 - a factory
-    """It lies in rejected/ with its reason, and no job's status is touched."""
+    """The order is in rejected/ with its reason, and no job's status changes."""
     desk = make(intake={"settle_s": 1e-6})
-    intake = intake_of(desk, Fault(code="unknown_job", message="nobody has that name"))
+    intake = intake_of(desk, Fault(code="unknown_job", message="no job has that name"))
     (desk.spool.inbox / "job.cancel").write_bytes(b"{}")
     assert await turn(intake) == []
     assert names(desk.spool.rejected) == {"job.cancel", "job.cancel.reason.json"}
@@ -523,7 +523,7 @@ async def test_an_order_that_cannot_be_obeyed_is_refused(make: Any) -> None:  # 
     assert desk.reasons()["job.cancel.reason.json"]["code"] == "unknown_job"
 
 
-async def test_a_redelivery_is_told_among_the_recent_jobs(make: Any) -> None:  # noqa: ANN401 - a factory
+async def test_a_redelivery_is_shown_among_the_recent_jobs(make: Any) -> None:  # noqa: ANN401 - a factory
     """An operator sees that a file came again and was not run."""
     desk = make(intake={"settle_s": 1e-6})
     intake = intake_of(desk)
@@ -536,7 +536,7 @@ async def test_a_redelivery_is_told_among_the_recent_jobs(make: Any) -> None:  #
 
 
 async def test_what_is_never_taken_is_shown_with_the_reason(make: Any) -> None:  # noqa: ANN401 - a factory
-    """Hidden files, folders, links, orphans: each waits in the status, none is touched."""
+    """Hidden files, folders, links and lone sidecars are shown as waiting and left alone."""
     desk = make(intake={"settle_s": 1e-6})
     intake = intake_of(desk)
     for name in (".job.jsonl.abc", "orphan.jsonl.ready", "orphan.options.json", "bad name.jsonl"):
@@ -558,7 +558,7 @@ async def test_what_is_never_taken_is_shown_with_the_reason(make: Any) -> None: 
 
 
 async def test_a_name_of_any_length_is_refused_in_the_end(make: Any) -> None:  # noqa: ANN401 - a factory
-    """The longest names that a sender can make are bad ones and nothing else."""
+    """The longest names that a sender can make are refused as bad names."""
     desk = make(intake={"settle_s": 1e-6, "incomplete_s": 1e-6})
     intake = intake_of(desk)
     for name in ("a" * 255, "я" * 127):
@@ -610,7 +610,7 @@ async def test_the_list_of_what_waits_stays_short(
     make: Any,  # noqa: ANN401 - a factory
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ten thousand strange files do not make a status of megabytes, and the loop can be stopped."""
+    """At most MAX_WAITING waiting files are listed, and the loop can be stopped."""
     desk = make(intake={"settle_s": 1e-6, "scan_interval_s": 0.01})
     intake = intake_of(desk)
     for number in range(MAX_WAITING + 50):
@@ -627,7 +627,7 @@ async def test_the_list_of_what_waits_stays_short(
 
 
 async def test_an_inbox_that_was_removed_is_made_again(make: Any) -> None:  # noqa: ANN401 - a factory
-    """Whoever removes the folder does not silence the daemon for good."""
+    """Lanes that were removed are made again, and drops in them are taken."""
     desk = make(intake={"settle_s": 1e-6})
     intake = intake_of(desk)
     for lane in (Priority.HIGH, Priority.LOW, Priority.NORMAL):

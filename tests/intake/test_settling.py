@@ -14,7 +14,7 @@ FIRST = Signature(dev=1, ino=2, size=3, mtime_ns=4, ctime_ns=5)
 
 
 def sighting(name: str = "a.jsonl", signature: Signature = FIRST, *, own: bool = True) -> Sighting:
-    """Make a sighting of an unchanged file of our own unless told otherwise."""
+    """Make a sighting, by default of an unchanged file of our own."""
     return Sighting(name, signature, own)
 
 
@@ -31,7 +31,7 @@ def test_unchanged_file_settles_after_the_time() -> None:
 
 
 def test_foreign_file_waits_five_fold() -> None:
-    """Where no lease may be asked for, five times the quiet is wanted."""
+    """A file on which we may take no lease has to be quiet five times as long."""
     settling = Settling(2.0)
     settled = [settling.observe(now, [sighting(own=False)]) for now in (0.0, 2.0, 9.9, 10.0)]
     assert settled == [[], [], [], ["a.jsonl"]]
@@ -45,8 +45,8 @@ def test_foreign_factor_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize("field", Signature._fields)
-def test_any_change_starts_anew(field: str) -> None:
-    """Each part of the signature counts: its change starts the time anew."""
+def test_any_change_restarts_the_time(field: str) -> None:
+    """A change of any part of the signature restarts the time."""
     settling = Settling(2.0)
     changed = FIRST._replace(**{field: 99})
     settling.observe(0.0, [sighting()])
@@ -55,8 +55,8 @@ def test_any_change_starts_anew(field: str) -> None:
     assert settling.observe(4.0, [sighting(signature=changed)]) == ["a.jsonl"]
 
 
-def test_change_and_change_back_starts_anew() -> None:
-    """A signature that returns to an earlier one has changed all the same."""
+def test_change_and_change_back_restarts_the_time() -> None:
+    """A signature that changes back to an earlier one restarts the time too."""
     settling = Settling(2.0)
     settling.observe(0.0, [sighting()])
     settling.observe(1.0, [sighting(signature=FIRST._replace(size=9))])
@@ -64,7 +64,7 @@ def test_change_and_change_back_starts_anew() -> None:
 
 
 def test_vanished_name_is_forgotten() -> None:
-    """A file that was gone for one scan counts from the start when it is back."""
+    """A file that was gone for one scan has to settle from the start once it is back."""
     settling = Settling(2.0)
     settling.observe(0.0, [sighting()])
     settling.observe(1.0, [])
@@ -82,11 +82,11 @@ def test_settled_name_is_returned_until_forgotten() -> None:
 
 
 def test_forgetting_an_unknown_name_is_fine() -> None:
-    """Nothing happens when a name is forgotten that was never seen."""
-    Settling(1.0).forget("nobody.jsonl")
+    """Forgetting a name that was never seen changes nothing."""
+    Settling(1.0).forget("unknown.jsonl")
 
 
-def test_quiet_time_is_told_in_seconds() -> None:
+def test_quiet_time_is_in_seconds() -> None:
     """The time since the last change is known for a name seen, and 0 for one that is not."""
     settling = Settling(1.0)
     settling.observe(5.0, [sighting()])
@@ -184,21 +184,21 @@ def test_settled_means_quiet_for_the_whole_time(
 
 
 def test_a_folder_of_few_files_is_looked_at_whole() -> None:
-    """Whoever fits is chosen in every scan, in the folder's order."""
+    """Files that all fit are chosen in every scan, in the folder's order."""
     rota = Rota(3, 10)
     assert [rota.choose(now, "abc") for now in (0, 1, 50)] == [list("abc")] * 3
     assert rota.choose(51, "") == []
 
 
 def test_each_file_of_many_gets_its_whole_turn() -> None:
-    """The same ones are looked at for a turn, then the next, and from the front again."""
+    """The same files are checked for a whole turn, then the next ones, then the first again."""
     rota = Rota(3, 10)
     chosen = ["".join(rota.choose(now, "abcdefgh")) for now in range(0, 50, 5)]
     assert chosen == ["abc", "abc", "abc", "def", "def", "gh", "gh", "abc", "abc", "def"]
 
 
 def test_a_folder_that_shrinks_is_looked_at_from_its_front() -> None:
-    """Nobody is waited for who is gone."""
+    """Files that are gone do not use up a turn."""
     rota = Rota(3, 10)
     for now in (0, 11, 12):
         rota.choose(now, "abcdefgh")

@@ -1,4 +1,4 @@
-"""Watching: the scan sees every file, and hints come back after each way of falling silent."""
+"""Watching: the scan sees every file, and hints come back after each way of failing."""
 
 import errno
 import itertools
@@ -40,7 +40,7 @@ class Hints:
             self._changed.notify_all()
 
     def come_after(self, action: Callable[[], object]) -> bool:
-        """Do something and say whether a hint followed."""
+        """Do something; return whether a hint followed."""
         with self._changed:
             before = self.count
             action()
@@ -91,7 +91,7 @@ def check(watcher: Watcher, folder: Path) -> bool:
 
 
 def assert_recovers(watcher: Watcher, hints: Hints, inbox: Path) -> None:
-    """Show that the scan finds a file, the check renews, and hints come and stay."""
+    """Check that the scan finds a file, the check renews the watch, and hints come again."""
     assert drop(inbox) in names(inbox)
     wait_until(lambda: check(watcher, inbox))
     assert watcher.watching
@@ -100,7 +100,7 @@ def assert_recovers(watcher: Watcher, hints: Hints, inbox: Path) -> None:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    """Look again and again, for what no thread will announce."""
+    """Poll for what no thread signals."""
     pause = threading.Event()
     for _ in range(PATIENCE_S * 100):
         if done():
@@ -113,7 +113,7 @@ def wait_until(done: Callable[[], bool]) -> None:
 
 
 def test_scan_tells_kinds_apart_without_following_links(inbox: Path) -> None:
-    """Files, folders, links and the rest are told apart, and a link is not followed."""
+    """Files, folders, links and other kinds are distinguished, and a link is not followed."""
     (inbox / "file").write_text("12345")
     (inbox / "folder").mkdir()
     (inbox / "link").symlink_to("file")
@@ -274,7 +274,7 @@ def test_hints_come_from_every_folder(tmp_path: Path, hints: Hints) -> None:
             assert hints.come_after(partial(drop, folder))
 
 
-# The ways of falling silent
+# The ways in which hints fail
 
 
 def test_hints_survive_a_handler_that_raises(inbox: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -313,7 +313,7 @@ def test_folder_gone_for_a_while(watcher: Watcher, hints: Hints, inbox: Path) ->
 
 
 def test_folder_renamed_and_replaced(watcher: Watcher, hints: Hints, inbox: Path) -> None:
-    """The folder that bears the name now is watched, not the one that bore it."""
+    """The folder that has the name now is watched, not the one that had it."""
     inbox.rename(inbox.with_name("old"))
     inbox.mkdir()
     assert_recovers(watcher, hints, inbox)
@@ -345,7 +345,7 @@ def test_folder_mounted_over(watcher: Watcher, hints: Hints, inbox: Path) -> Non
     try:
         assert_recovers(watcher, hints, inbox)
     finally:
-        # That this is not refused shows that the watcher keeps nothing busy.
+        # The unmount succeeds only if the watcher holds nothing open there.
         subprocess.run(["umount", inbox], check=True)
     assert_recovers(watcher, hints, inbox)
 
@@ -447,7 +447,7 @@ def test_filesystem_without_events(inbox: Path, hints: Hints) -> None:
 def test_limits_of_the_kernel_are_survived(
     inbox: Path, hints: Hints, error: Exception, refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no watch is to be had the scan decides, and the next check tries again."""
+    """If no watch can be set up, the scan still works, and the next check tries again."""
 
     def refuse(*_: object, **__: object) -> None:
         raise error
@@ -506,7 +506,7 @@ def test_lasting_trouble_is_logged_once(
 
 
 def test_rebuilding_leaks_nothing(watcher: Watcher, inbox: Path) -> None:
-    """Threads and descriptors stay as many as they were after many rebuilds."""
+    """After many rebuilds there are as many threads and descriptors as before."""
 
     def usage() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
