@@ -33,7 +33,7 @@ async def ask(client: Client, text: str, timeout_s: float = LONG_S) -> Reply | N
 
 
 async def test_a_request_is_answered_with_status_body_and_its_own_id(client: Client) -> None:
-    """A served request brings 200, the server's bytes, and the id that was sent."""
+    """The reply has status 200, the server's bytes and the id that was sent."""
     reply = await ask(client, "grüß dich")
     assert isinstance(reply, Reply)
     assert (reply.status, reply.request_id) == (200, "r-1")
@@ -58,14 +58,14 @@ async def test_an_answer_that_does_not_come_is_a_timeout(client: Client) -> None
 
 
 async def test_a_server_that_lists_its_models_accepts_us(client: Client) -> None:
-    """One that does not answer, or not on that path, does not."""
+    """A server that does not answer, or not on that path, does not accept us."""
     assert await client.accepts_us()
     await ask(client, "[[kill]]")
     assert not await client.accepts_us()
 
 
 async def test_an_answer_over_the_cap_is_a_fault(client: Client) -> None:
-    """An answer larger than the cap is given up instead of held in memory."""
+    """An answer larger than the cap is abandoned instead of held in memory."""
     fault = await ask(client, "[[big=200000]]")
     assert fault == NoReply(NoReplyKind.CONNECTION, "the answer is over 100000 bytes")
 
@@ -127,8 +127,8 @@ async def test_a_request_may_be_cancelled(client: Client) -> None:
     assert isinstance(await ask(client, "next"), Reply)
 
 
-async def test_the_server_tells_what_it_is(client: Client) -> None:
-    """Health, models, version and the load come from the server's own pages."""
+async def test_the_servers_facts_are_read(client: Client) -> None:
+    """Health, models, version and load are read from the server's pages."""
     models = await client.models()
     assert await client.health() is Probe.ALIVE
     assert (models.names, models.max_model_len) == (("standin",), 2048)
@@ -136,14 +136,14 @@ async def test_the_server_tells_what_it_is(client: Client) -> None:
     assert await client.load() == Load(0, 0, 0.0, 0, 0)
 
 
-async def test_a_missing_path_is_told_from_a_wrong_method(client: Client) -> None:
+async def test_a_missing_path_is_not_taken_for_a_wrong_method(client: Client) -> None:
     """A path that the server serves is recognised without sending it a request."""
     assert await client.serves(CHAT)
     assert not await client.serves("/v1/nothing")
 
 
-async def test_nobody_listening_is_gone(tmp_path: Path) -> None:
-    """A socket that does not exist is a fault for a request and GONE for a look."""
+async def test_a_missing_socket_is_gone(tmp_path: Path) -> None:
+    """With no socket a request gets a fault, and the health is GONE."""
     client = Client(f"unix:{tmp_path / 'none'}")
     fault = await ask(client, "hello")
     assert isinstance(fault, NoReply)
@@ -152,8 +152,8 @@ async def test_nobody_listening_is_gone(tmp_path: Path) -> None:
     await client.close()
 
 
-async def test_a_server_without_those_pages_is_alive_and_silent(tmp_path: Path) -> None:
-    """A 404 for /health is an answer, so the server lives; it tells no load, no version."""
+async def test_a_server_without_those_pages_is_alive(tmp_path: Path) -> None:
+    """A 404 for /health is an answer, so the server lives; its load and version are unknown."""
     path = tmp_path / "s"
     async with running_standin("--socket", str(path), "--bare"):
         client = Client(f"unix:{path}")
@@ -201,7 +201,7 @@ async def test_health_by_what_comes_back(tmp_path: Path, answer: bytes, health: 
 
 
 async def test_bytes_that_are_not_http_are_a_fault(tmp_path: Path) -> None:
-    """A server that speaks something else gives a CONNECTION fault for a request."""
+    """A server of another protocol gives a CONNECTION fault for a request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -218,7 +218,7 @@ async def test_bytes_that_are_not_http_are_a_fault(tmp_path: Path) -> None:
 
 
 def test_the_load_is_summed_over_engines() -> None:
-    """Counts add up over data-parallel engines, the fullest KV cache counts, the rest is left."""
+    """Counts are added over data-parallel engines, and the fullest KV cache counts."""
     text = """# HELP vllm:num_requests_running Number of requests.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
@@ -236,13 +236,13 @@ http_requests_total 7.0
 
 
 def test_the_load_knows_the_older_name_of_the_cache() -> None:
-    """Releases that call the KV cache's use otherwise are read as well."""
+    """The older name of the KV cache's use is read too."""
     assert parse_load("vllm:gpu_cache_usage_perc 0.75\n") == Load(kv_cache_use=0.75)
 
 
 @pytest.mark.parametrize("text", ["", "vllm:num_requests_running{ oops\n", "<html>"])
 def test_a_load_that_is_not_understood_is_unknown(text: str) -> None:
-    """Text that is no exposition gives unknown figures instead of an error."""
+    """Text in another format gives unknown figures instead of an error."""
     assert parse_load(text) == Load()
 
 

@@ -77,7 +77,7 @@ async def test_a_404_about_the_model_is_an_answer(run: Run) -> None:
 
 
 async def test_a_path_that_no_form_serves_is_an_answer(run: Run) -> None:
-    """Once the safer form runs, a 404 stands as the server's answer."""
+    """Once the safer form runs, a 404 is the server's answer."""
     async with run("--die-at-start", "RuntimeError: no") as watched:
         await watched.engine.wait_ready()
         reply = await watched.engine.send("/v1/nothing", EMBED, "r", 30)
@@ -86,7 +86,7 @@ async def test_a_path_that_no_form_serves_is_an_answer(run: Run) -> None:
 
 
 async def test_a_faster_form_that_does_not_start_is_given_up(run: Run) -> None:
-    """A failure that nobody can explain is answered with the safer form, at once."""
+    """After a failure of unknown cause the safer form is started at once."""
     async with run("--die-at-start", "RuntimeError: option not supported") as watched:
         await watched.engine.wait_ready()
         assert watched.engine.info.restarts == 1
@@ -94,7 +94,7 @@ async def test_a_faster_form_that_does_not_start_is_given_up(run: Run) -> None:
 
 
 async def test_a_failure_with_a_known_cause_keeps_the_faster_form(run: Run) -> None:
-    """A full GPU is no fault of the form, so it is tried again as it is, after a pause."""
+    """A full GPU is no fault of the form, so the same form is tried again after a pause."""
     async with run("--die-at-start", "OutOfMemoryError: CUDA out of memory") as watched:
         info = await watched.until(lambda info: info.restarts == 2)
         assert "the GPU is too small or too full" in str(info.last_error)

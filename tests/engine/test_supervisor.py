@@ -25,18 +25,18 @@ from standin_process import (
 
 
 def states(watched: Watched) -> list[EngineState]:
-    """List the states that were shown, without repetitions."""
+    """Return the states that were shown, without repetitions."""
     shown = [info.state for info in watched.seen]
     return [state for state, before in zip(shown, [None, *shown], strict=False) if state != before]
 
 
 def starts_of(path: Path) -> int:
-    """Count the starts that the stand-ins have noted."""
+    """Return the number of starts that the stand-ins have noted."""
     return len(path.read_text().splitlines())
 
 
 async def test_an_engine_becomes_ready_and_answers(tmp_path: Path) -> None:
-    """From start to answer: the facts of the server are known, and a request is served."""
+    """Once it is ready the facts of the server are known, and a request is answered."""
     async with supervised(standin_config(tmp_path), tmp_path) as watched:
         await watched.engine.wait_ready()
         info = watched.engine.info
@@ -68,7 +68,7 @@ async def test_a_request_before_ready_is_a_fault_at_once(tmp_path: Path) -> None
 
 
 async def test_an_engine_that_loads_is_ours_already(tmp_path: Path) -> None:
-    """Its processes are told before it is ready, or its memory would count as others'."""
+    """Its processes are known before it is ready, or its memory would count as others'."""
     async with supervised(standin_config(tmp_path, "--start-delay", "1000"), tmp_path) as watched:
         await watched.until(lambda info: info.state is EngineState.STARTING)
         while not watched.engine.pids():
@@ -77,7 +77,7 @@ async def test_an_engine_that_loads_is_ours_already(tmp_path: Path) -> None:
 
 
 async def test_a_ready_engine_has_figures(tmp_path: Path) -> None:
-    """The first that is said of a ready engine holds its figures, before any look at it."""
+    """The first facts of a ready engine have its figures, before they are next read."""
     timing = replace(QUICK, poll_s=1000)
     async with supervised(standin_config(tmp_path), tmp_path, timing) as watched:
         await ready(watched)
@@ -98,8 +98,8 @@ async def test_the_load_is_sampled_while_ready(tmp_path: Path) -> None:
             task.cancel()
 
 
-async def test_the_death_of_vllm_is_told_from_an_error_of_the_request(tmp_path: Path) -> None:
-    """All in flight get 500 and `lost` says True for each; after a mere 500 it says False."""
+async def test_the_death_of_vllm_is_not_taken_for_an_error_of_the_request(tmp_path: Path) -> None:
+    """All in flight get 500 and `lost` is True for each; after a single 500 it is False."""
     async with supervised(standin_config(tmp_path), tmp_path) as watched:
         await ready(watched)
         reply = await ask(watched, "[[500]]")
@@ -118,7 +118,7 @@ async def test_the_death_of_vllm_is_told_from_an_error_of_the_request(tmp_path: 
 
 
 async def test_a_killed_engine_is_lost_and_started_again(tmp_path: Path) -> None:
-    """Kill -9 breaks what is in flight; the next engine is ready without being asked."""
+    """Kill -9 ends what is in flight, and the next engine gets ready by itself."""
     async with supervised(standin_config(tmp_path, "--helper"), tmp_path) as watched:
         first = await ready(watched)
         waiting = asyncio.create_task(ask(watched, "[[hang]]"))
@@ -133,7 +133,7 @@ async def test_a_killed_engine_is_lost_and_started_again(tmp_path: Path) -> None
 
 
 async def test_a_killed_engine_is_noticed_without_a_request(tmp_path: Path) -> None:
-    """An idle engine that ends is noticed by its process's end, not by a look."""
+    """The end of an idle engine's process is noticed without a request or a health check."""
     timing = replace(QUICK, poll_s=1000)
     async with supervised(standin_config(tmp_path), tmp_path, timing) as watched:
         pid = (await ready(watched)).pids[0]
@@ -142,8 +142,8 @@ async def test_a_killed_engine_is_noticed_without_a_request(tmp_path: Path) -> N
         await ready(watched, generation=1)
 
 
-async def test_an_earlier_generation_is_lost_for_ever(tmp_path: Path) -> None:
-    """A question about an engine that has been replaced needs no look."""
+async def test_an_earlier_generation_stays_lost(tmp_path: Path) -> None:
+    """An engine that has been replaced is lost, without a health check."""
     async with supervised(standin_config(tmp_path), tmp_path) as watched:
         await ready(watched)
         await watched.engine.restart("a test wants it")
@@ -172,7 +172,7 @@ async def test_a_hung_engine_is_killed_on_request(tmp_path: Path) -> None:
 
 
 async def test_a_stopped_process_counts_as_busy_not_as_dead(tmp_path: Path) -> None:
-    """A server that does not answer the look in time is not called dead for that."""
+    """A server that does not answer the health check in time is not taken for dead."""
     async with supervised(standin_config(tmp_path), tmp_path) as watched:
         pid = (await ready(watched)).pids[0]
         os.kill(pid, signal.SIGSTOP)
@@ -183,7 +183,7 @@ async def test_a_stopped_process_counts_as_busy_not_as_dead(tmp_path: Path) -> N
 
 
 async def test_failing_starts_back_off_and_tell_why(tmp_path: Path) -> None:
-    """An engine that ends while it starts is tried again, ever later, and then succeeds."""
+    """An engine that ends while it starts is tried again after growing pauses."""
     starts = tmp_path / "starts"
     config = standin_config(tmp_path, "--starts", str(starts), "--die-starts", "3")
     async with supervised(config, tmp_path) as watched:
@@ -202,7 +202,7 @@ async def test_failing_starts_back_off_and_tell_why(tmp_path: Path) -> None:
 
 
 async def test_the_pause_has_an_upper_limit(tmp_path: Path) -> None:
-    """However often the start fails, the pause grows no further than it may."""
+    """However often the start fails, the pause stays within its limit."""
     config = standin_config(tmp_path, "--die-at-start", "no")
     timing = Timing(backoff_s=0.001, backoff_max_s=0.002, restart_s=0)
     async with supervised(config, tmp_path, timing) as watched:
@@ -212,7 +212,7 @@ async def test_the_pause_has_an_upper_limit(tmp_path: Path) -> None:
 
 
 async def test_an_engine_that_is_not_ready_in_time_is_killed(tmp_path: Path) -> None:
-    """A start that takes too long ends with its processes, and says which limit it met."""
+    """A start that takes too long is ended with its processes, and the limit is named."""
     config = standin_config(tmp_path, "--start-delay", "1000")
     timing = Timing(start_timeout_s=0.3, loss_grace_s=1)
     async with supervised(config, tmp_path, timing) as watched:
@@ -222,7 +222,7 @@ async def test_an_engine_that_is_not_ready_in_time_is_killed(tmp_path: Path) -> 
 
 
 async def test_a_note_of_an_earlier_engine_is_dealt_with_first(tmp_path: Path) -> None:
-    """What a killed daemon left is ended before the next engine starts."""
+    """The engine that a killed daemon left is ended before the next one starts."""
     first = standin_config(tmp_path, "--helper")
     async with supervised(first, tmp_path) as watched:
         pids = (await ready(watched)).pids

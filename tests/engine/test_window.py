@@ -158,8 +158,8 @@ def drive(
 ) -> list[Step]:
     """Run an engine under a window controller and return the course of it.
 
-    `told`: the controller hears whether it was the limit.  `missed`: each sample of what is
-    in flight comes so early that so many places were not refilled yet.
+    `told`: the controller knows whether it was the limit.  `missed`: each sample of what is
+    in flight comes so early that this many places were not refilled yet.
     """
     window = window or WindowController(MINIMUM, MAXIMUM)
     course = []
@@ -197,7 +197,7 @@ ENGINES: dict[str, tuple[Callable[[], Engine], float, float]] = {
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_window_settles_where_the_engine_is_full_and_little_waits(name: str) -> None:
-    """For few slots and many: full, never drained, bounded overshoot, and no swinging."""
+    """For few slots and many: the engine is full, the overshoot bounded, and nothing swings."""
     make, seconds, every_s = ENGINES[name]
     engine = make()
     course = drive(engine, seconds, every_s=every_s)
@@ -273,7 +273,7 @@ def test_kv_cache_as_the_limit_is_followed_without_swinging() -> None:
 
 @pytest.mark.parametrize("comfortable", [100, 600, 950])
 def test_window_far_too_large_is_not_cut_below_what_can_run(comfortable: int) -> None:
-    """Preemptions go on while what was sent before runs out, and are no reason to cut again."""
+    """Preemptions that go on while earlier requests end are no reason to cut again."""
     window = WindowController(MINIMUM, MAXIMUM, 1700)
     course = drive(Engine(1024, lognormal(15), comfortable=comfortable), 150, window=window)
     assert min(step.window for step in course) >= 0.9 * comfortable
@@ -326,8 +326,8 @@ def test_few_in_flight_count_as_known_though_half_of_them_travel() -> None:
     assert window.update(Load(4, 0), 8, 4, 0.5, limited=True) == 2 * MINIMUM
 
 
-def test_window_far_below_what_is_sent_is_told_so() -> None:
-    """A controller that hears that it is the limit grows whatever a sample shows."""
+def test_window_that_is_the_limit_grows() -> None:
+    """A window that was the limit grows, and one that was not stays."""
     window = WindowController(MINIMUM, MAXIMUM, 100)
     assert window.update(Load(40, 0), 50, 60, 0.5, limited=True) > 100
     window = WindowController(MINIMUM, MAXIMUM, 100)
@@ -366,7 +366,7 @@ def test_load_of_others_while_we_are_idle_changes_nothing() -> None:
 
 
 def test_few_requests_of_ours_among_many_of_others_change_nothing() -> None:
-    """A trickle does not use the window, so what waits and is thrown out is no reason for less."""
+    """A few requests do not use the window, so waiting and preemptions are no reason to cut it."""
     window = WindowController(MINIMUM, MAXIMUM, 700)
     engine = Engine(512, lognormal(4), others=1000, comfortable=200)
     course = drive(engine, 60, window=window, supply=20, told=True)
@@ -376,7 +376,7 @@ def test_few_requests_of_ours_among_many_of_others_change_nothing() -> None:
 
 @pytest.mark.parametrize("initial", [64, DEFAULT_WINDOW, 700])
 def test_share_of_a_full_server_is_kept_and_not_raised(initial: int) -> None:
-    """Beside others who fill the server we neither withdraw nor crowd them out."""
+    """Beside other clients that fill the server the window hardly falls and never rises."""
     window = WindowController(MINIMUM, MAXIMUM, initial)
     engine = Engine(512, lognormal(4), others=1000)
     drive(engine, 10, window=window, supply=0, told=True)
@@ -502,7 +502,7 @@ def test_few_preemptions_change_nothing() -> None:
 
 
 def test_engine_without_figures_keeps_the_default() -> None:
-    """An engine that says nothing gets a fixed window, whatever is finished."""
+    """An engine without figures gets a fixed window, whatever is finished."""
     window = WindowController(MINIMUM, MAXIMUM)
     sizes = {window.update(Load(), 128, 1000, reading * 0.5) for reading in range(100)}
     assert sizes == {DEFAULT_WINDOW}
@@ -519,7 +519,7 @@ def test_figures_that_fail_for_a_while_keep_the_window() -> None:
 
 @pytest.mark.parametrize("hidden", ["running", "waiting"])
 def test_one_of_two_figures_is_enough(hidden: str) -> None:
-    """What the engine does not say is taken from what is in flight."""
+    """A figure that the engine does not give is taken from what is in flight."""
     window = WindowController(MINIMUM, MAXIMUM)
     engine = Engine(64, lognormal(4))
     for reading in range(120):

@@ -32,7 +32,7 @@ async def start(record: Path) -> AsyncIterator[Start]:
         await child.stop(0)
 
 
-async def test_the_end_of_the_process_is_told_in_words(start: Start) -> None:
+async def test_the_end_of_the_process_is_described(start: Start) -> None:
     """An exit status and a signal are both named."""
     assert await (await start("raise SystemExit(3)")).wait() == "exit status 3"
     child = await start("import os; os.kill(os.getpid(), 9)")
@@ -40,12 +40,12 @@ async def test_the_end_of_the_process_is_told_in_words(start: Start) -> None:
 
 
 def test_an_unknown_signal_keeps_its_number() -> None:
-    """A signal without a name of its own is told by its number."""
+    """A signal without a name is described by its number."""
     assert describe_exit(-250) == "killed by signal 250"
 
 
 async def test_both_streams_are_kept_without_control_characters(start: Start) -> None:
-    """Output and errors come as clean lines; each step of a progress bar is one."""
+    """Output and errors are kept as clean lines, one for each step of a progress bar."""
     program = (
         r"import sys; print('\x1b[31mred\x1b[0m\a'); print('1%\r50%\r99%'); sys.exit('bad\x07')"
     )
@@ -56,7 +56,7 @@ async def test_both_streams_are_kept_without_control_characters(start: Start) ->
 
 
 async def test_only_the_newest_lines_are_kept(start: Start) -> None:
-    """A talkative child neither blocks nor fills the memory."""
+    """A child with much output neither blocks nor fills the memory."""
     child = await start("for n in range(100_000): print('line', n)")
     assert await child.wait() == "exit status 0"
     await child.stop(0)
@@ -64,7 +64,7 @@ async def test_only_the_newest_lines_are_kept(start: Start) -> None:
     assert len(child.lines) == KEPT_LINES
 
 
-async def test_a_line_that_tells_of_an_error_is_kept_longer(start: Start) -> None:
+async def test_a_line_with_an_error_is_kept_longer(start: Start) -> None:
     """An error's line survives the long traceback that follows it."""
     child = await start("print('ValueError: why')\nfor n in range(500): print('  File', n)")
     await child.wait()
@@ -75,7 +75,7 @@ async def test_a_line_that_tells_of_an_error_is_kept_longer(start: Start) -> Non
 
 
 async def test_access_lines_do_not_push_out_the_others(start: Start) -> None:
-    """A line for each request is not kept, so the line that tells why stays."""
+    """Access lines are not kept, so the line with the cause stays."""
     line = '(APIServer pid=1) INFO: 127.0.0.1:1 - "POST /v1/completions HTTP/1.1" 500 Internal'
     child = await start(f"print('RuntimeError: why')\nfor n in range(99): print({line!r})")
     await child.wait()
@@ -98,7 +98,7 @@ def test_bytes_that_are_no_text_are_kept_readable() -> None:
 
 
 async def test_a_command_that_does_not_exist_ends_with_127(start: Start) -> None:
-    """A missing program is told in the child's own last line, as a shell tells it."""
+    """The child's last line says that the program is missing, as a shell does."""
     child = await start("/nonexistent/server", "--flag")
     assert await child.wait() == "exit status 127"
     await child.stop(0)
@@ -106,7 +106,7 @@ async def test_a_command_that_does_not_exist_ends_with_127(start: Start) -> None
 
 
 async def test_a_file_that_is_no_program_ends_with_126(start: Start) -> None:
-    """A file that may not be run is told apart from one that is missing."""
+    """A file that may not be run has another status than one that is missing."""
     child = await start(__file__, "--flag")
     assert await child.wait() == "exit status 126"
     await child.stop(0)
@@ -114,7 +114,7 @@ async def test_a_file_that_is_no_program_ends_with_126(start: Start) -> None:
 
 
 async def test_stop_ends_every_process_of_the_session(start: Start, record: Path) -> None:
-    """A helper that outlives the first process is ended as well, and the note removed."""
+    """A helper that outlives the first process is ended too, and the note is removed."""
     child = await start(WITH_HELPER + WAIT)
     await until_lines(child, 2)
     pids = child.pids()
@@ -146,7 +146,7 @@ async def test_stop_finds_the_helper_after_its_parent_is_gone(start: Start) -> N
 
 
 async def test_a_cancelled_stop_kills_at_once(start: Start) -> None:
-    """Whoever has no time for the grace leaves no process behind either."""
+    """A stop that is cancelled during the grace leaves no process behind either."""
     child = await start(STUBBORN)
     await until_lines(child, 1)
     stopping = asyncio.create_task(child.stop(GRACE_S))
@@ -177,14 +177,14 @@ async def test_the_child_is_born_with_pipes_that_break(start: Start) -> None:
 
 
 async def test_a_child_without_a_note_does_not_run(tmp_path: Path) -> None:
-    """When the note cannot be written, the child is ended again and the error told."""
+    """When the note cannot be written, the child is ended and the error raised."""
     launch = Launch((sys.executable, "-c", WAIT), dict(os.environ))
     with pytest.raises(OSError, match="missing"):
         await Child.start(launch, tmp_path / "missing" / "engine.json", tmp_path)
 
 
-async def test_shared_memory_is_tidied_by_who_is_there_for_it(start: Start) -> None:
-    """A process that ignores TERM and waits for the others gets its moment to tidy up."""
+async def test_a_process_that_tidies_shared_memory_has_time_for_it(start: Start) -> None:
+    """A process that ignores TERM and waits for the others has time to clean up."""
     tidy = (
         "import signal, sys; signal.signal(15, signal.SIG_IGN); print('up', flush=True);"
         " sys.stdin.read(); print('tidied', flush=True)"

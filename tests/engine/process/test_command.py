@@ -1,4 +1,4 @@
-"""What is started, word by word."""
+"""The command line and environment that are started."""
 
 import importlib.machinery
 import importlib.util
@@ -21,7 +21,7 @@ def config(**engine: object) -> Config:
 
 
 def test_vllm_listens_on_the_socket_and_leaves_the_desktop_its_share() -> None:
-    """The Python front end is told the model, its name, the socket and a bounded share."""
+    """The Python front end gets the model, its name, the socket and a bounded share of memory."""
     launch = vllm_launch(config(), SOCKET, {}, rust=False)
     assert launch.argv == (
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
@@ -32,7 +32,7 @@ def test_vllm_listens_on_the_socket_and_leaves_the_desktop_its_share() -> None:
 
 
 def test_hosts_of_media_are_passed_on() -> None:
-    """What may be fetched is held to by the engine as well, unless the operator says it there."""
+    """The engine gets the hosts that may be fetched from, unless the operator's args have them."""
     body = {"limits": {"body": {"media_domains": ["a.example", "b.example"]}}}
     chosen = Config.model_validate({"engine": {"model": "m"}, **body})
     argv = vllm_launch(chosen, SOCKET, {}, rust=False).argv
@@ -43,14 +43,14 @@ def test_hosts_of_media_are_passed_on() -> None:
 
 
 def test_media_are_not_fetched_by_way_of_another_host() -> None:
-    """A redirect would lead away from the hosts that were named; the operator may allow it."""
+    """Redirects to unlisted hosts are off, unless the operator allows them."""
     name = "VLLM_MEDIA_URL_ALLOW_REDIRECTS"
     assert vllm_launch(config(), SOCKET, {}, rust=False).env[name] == "0"
     assert vllm_launch(config(env={name: "1"}), SOCKET, {}, rust=False).env[name] == "1"
 
 
-def test_the_operators_words_come_last_and_replace_ours() -> None:
-    """A share or a name in args, in any spelling of vLLM's, keeps ours away."""
+def test_the_operators_arguments_come_last_and_replace_ours() -> None:
+    """A memory share or a name in args, in any spelling of vLLM's, replaces ours."""
     args = ["--gpu_memory_utilization=0.5", "--served-model-name", "other", "--dtype", "float32"]
     argv = vllm_launch(config(args=args), SOCKET, {}, rust=False).argv
     assert argv[-5:] == tuple(args)
@@ -88,7 +88,7 @@ def test_the_environment_is_quiet_and_local_unless_set() -> None:
 
 
 def test_the_child_cannot_speak_for_the_daemon() -> None:
-    """Systemd's socket and the daemon's own settings stay with the daemon."""
+    """Systemd's socket and the daemon's settings are not in the child's environment."""
     environ = {
         "NOTIFY_SOCKET": "/s",
         "WATCHDOG_USEC": "1",
@@ -129,7 +129,7 @@ def test_a_command_of_the_operator_gets_socket_and_model_in_each_word() -> None:
 
 @pytest.fixture
 def vllm_with_rust(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Pretend that a vLLM with the Rust front end is installed; gives its program."""
+    """Act as if a vLLM with the Rust front end were installed; return its program."""
     program = tmp_path / "vllm-rs"
     program.touch()
     spec = importlib.machinery.ModuleSpec("vllm", None, is_package=True)
@@ -159,19 +159,19 @@ def test_the_rust_front_end_is_chosen_where_it_is_installed(vllm_with_rust: Path
 def test_the_front_end_is_not_chosen_against_the_operator(
     engine: dict[str, object], environ: dict[str, str]
 ) -> None:
-    """Whoever set the variable has chosen, and a pooling model needs the Python front end."""
+    """The operator's variable decides, and a pooling model gets the Python front end."""
     assert not chooses_rust(config(**engine), environ)
 
 
 @pytest.mark.usefixtures("vllm_with_rust")
 def test_the_front_end_is_not_chosen_where_media_are_fetched() -> None:
-    """The one that is known to keep to the listed hosts serves then."""
+    """With media hosts listed, the Python front end serves, which keeps to them."""
     body = {"media_domains": ["a.example"]}
     chosen = Config.model_validate({"engine": {"model": "m"}, "limits": {"body": body}})
     assert not chooses_rust(chosen, {})
 
 
 def test_no_vllm_means_no_rust_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where vLLM is missing nothing fails here: its start will say so."""
+    """If vLLM is missing, the choice raises no error."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert not chooses_rust(config(), {})

@@ -1,4 +1,4 @@
-"""What an operator is told, for the words that servers really end with."""
+"""The advice for an operator, for texts that servers really end with."""
 
 import pytest
 
@@ -75,7 +75,7 @@ READ = {
         " that can be stored in KV cache (5760)."
     ),
     "the model was not found": (
-        "OSError: nobody/nothing is not a local folder and is not a valid model identifier listed"
+        "OSError: no-one/nothing is not a local folder and is not a valid model identifier listed"
         " on 'https://huggingface.co/models'"
     ),
     "not found": "401 Client Error. Repository Not Found for url: https://huggingface.co/api/x.",
@@ -104,7 +104,7 @@ OF_COMMANDS = {"names a program that does not exist", "cannot be run"}
 
 @pytest.mark.parametrize(("advice", "line"), [*SEEN.items(), *READ.items()])
 def test_a_known_text_gives_its_advice(advice: str, line: str) -> None:
-    """Each text that is known tells the operator what to do, and is quoted."""
+    """Each known text is quoted, with advice on what to do."""
     program = OWN_COMMAND if advice in OF_COMMANDS else VLLM
     sentence = explain(
         "the engine ended (exit status 1)", ["INFO first", line, "INFO last"], program
@@ -119,7 +119,7 @@ OPTION = "serve: error: unrecognized arguments: --frobnicate"
 
 
 def test_an_option_error_is_blamed_on_the_program_that_was_started() -> None:
-    """The operator's own command is not called vLLM, and is looked for where it is set."""
+    """An option error of vLLM points at [engine] args, one of another command at that command."""
     ours = explain("the engine ended", [OPTION], VLLM)
     assert "vLLM does not accept an option; check [engine] args" in ours
     own = explain("the engine ended", [OPTION], OWN_COMMAND)
@@ -130,7 +130,7 @@ def test_an_option_error_is_blamed_on_the_program_that_was_started() -> None:
 
 @pytest.mark.parametrize("line", sorted({*SEEN.values(), *READ.values()}))
 def test_advice_never_names_options_that_do_not_count(line: str) -> None:
-    """Whatever went wrong with an own command, its advice leads to that command."""
+    """Advice on the operator's own command never names args, which do not count for it."""
     assert "[engine] args" not in explain("it ended", [line], OWN_COMMAND)
 
 
@@ -143,8 +143,8 @@ def test_advice_never_names_options_that_do_not_count(line: str) -> None:
         "RuntimeError: No CUDA GPUs are available",
     ],
 )
-def test_an_own_command_is_not_told_how_to_install_ours(line: str) -> None:
-    """What this package installs and the variables of its vLLM are no help there."""
+def test_an_own_command_gets_no_advice_on_installing_ours(line: str) -> None:
+    """The advice names neither this package's extras nor the variables of its vLLM."""
     advice = explain("it ended", [line], OWN_COMMAND)
     assert "pip install inbox-daemon" not in advice
     assert "VLLM_USE_RUST_FRONTEND" not in advice
@@ -152,14 +152,14 @@ def test_an_own_command_is_not_told_how_to_install_ours(line: str) -> None:
 
 
 def test_a_program_that_vllm_misses_is_not_the_operators_command() -> None:
-    """VLLM prints "command not found" of its own helpers; only a command of ours is meant."""
+    """VLLM prints "command not found" of its helpers too, which is not about our command."""
     line = "/bin/sh: 1: ninja: command not found"
     assert "[engine] command names" not in explain("it ended", [line], VLLM)
     assert "[engine] command names" in explain("it ended", [line], OWN_COMMAND)
 
 
 def test_an_unknown_error_is_quoted() -> None:
-    """Of unknown lines, the newest exception that is no echo is quoted, bare."""
+    """Of unknown lines, the newest exception that is no echo is quoted without its prefix."""
     assert (
         explain("it ended", TRACEBACK, VLLM) == "it ended; it printed: ValueError: the root of it"
     )
@@ -171,7 +171,7 @@ def test_an_echo_is_better_than_noise() -> None:
 
 
 def test_without_an_error_the_last_line_is_quoted() -> None:
-    """A server that just ends is quoted with what it said last."""
+    """For a server that just ends the last line is quoted."""
     assert explain("it ended", ["one", "two"], VLLM) == "it ended; it printed: two"
 
 
@@ -195,6 +195,6 @@ def test_a_quote_is_bounded() -> None:
     ],
 )
 def test_an_ordinary_line_tells_nothing(line: str) -> None:
-    """Lines of a healthy start are neither kept for long nor taken for a cause."""
+    """Lines of a healthy start are neither kept longer nor taken for a cause."""
     assert not tells(line)
     assert known_cause([line]) is None

@@ -1,4 +1,4 @@
-"""What a daemon that was killed leaves behind, and that nobody else suffers for it."""
+"""What a killed daemon leaves behind is ended, and no other process is."""
 
 import asyncio
 import contextlib
@@ -28,8 +28,8 @@ from standin_programs import STUBBORN, WAIT, WITH_HELPER, noted, until, until_li
 
 
 @pytest.fixture
-def stranger() -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that is nobody's engine."""
+def other_process() -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that is no engine."""
     with subprocess.Popen([sys.executable, "-c", WAIT], stdout=subprocess.DEVNULL) as process:
         yield process
         process.kill()
@@ -59,7 +59,7 @@ asyncio.run(main())
 
 @contextlib.contextmanager
 def killed_daemon(record: Path, program: str, folder: Path) -> Iterator[list[int]]:
-    """Run another daemon with this child, kill it with -9, and give the child's pids."""
+    """Run another daemon with this child, kill it with -9, and return the child's pids."""
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(record), program, str(folder)],
         stdout=subprocess.PIPE,
@@ -75,7 +75,7 @@ def killed_daemon(record: Path, program: str, folder: Path) -> Iterator[list[int
 
 
 async def test_a_daemon_killed_with_9_leaves_no_engine(record: Path) -> None:
-    """The kernel kills the first process, the next daemon the helper that stayed."""
+    """The kernel kills the first process, and the next daemon kills the helper that is left."""
     folder = make_folder()
     with killed_daemon(record, WITH_HELPER + STUBBORN, folder) as (leader, helper):
         await until(lambda: not alive(leader))
@@ -87,30 +87,30 @@ async def test_a_daemon_killed_with_9_leaves_no_engine(record: Path) -> None:
     assert await reap_orphans(record) == ()
 
 
-async def test_a_number_given_to_somebody_else_is_left_alone(
-    record: Path, stranger: subprocess.Popen[bytes]
+async def test_a_number_given_to_another_process_is_left_alone(
+    record: Path, other_process: subprocess.Popen[bytes]
 ) -> None:
     """A process with the noted number but another start time is not ours."""
-    leader = leader_of(stranger.pid)
+    leader = leader_of(other_process.pid)
     write_note(record, Leader(leader.pid, leader.started - 1, leader.boot_id))
     assert await reap_orphans(record) == ()
-    assert stranger.poll() is None
+    assert other_process.poll() is None
 
 
-async def test_a_note_from_before_a_reboot_names_nobody(
-    record: Path, stranger: subprocess.Popen[bytes]
+async def test_a_note_from_before_a_reboot_names_no_process(
+    record: Path, other_process: subprocess.Popen[bytes]
 ) -> None:
-    """After a boot all numbers are new, so an old note kills nobody."""
-    leader = leader_of(stranger.pid)
+    """After a reboot all numbers are new, so a process with the noted one is not killed."""
+    leader = leader_of(other_process.pid)
     write_note(record, Leader(leader.pid, leader.started, "another boot"))
     assert await reap_orphans(record) == ()
-    assert stranger.poll() is None
+    assert other_process.poll() is None
     assert not noted(record)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "started": 1}'])
-def test_a_note_that_cannot_be_read_names_nobody(record: Path, text: str) -> None:
-    """A torn note is no reason to fail, nor to kill."""
+def test_a_note_that_cannot_be_read_names_no_process(record: Path, text: str) -> None:
+    """With a broken note nothing is raised and nothing is killed."""
     record.write_text(text)
     assert asyncio.run(reap_orphans(record)) == ()
 
@@ -128,7 +128,7 @@ async def test_the_note_says_who_runs(record: Path) -> None:
 
 
 def test_the_sockets_folder_is_private(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder lies in the runtime directory that systemd gives, closed to others."""
+    """The folder is in systemd's runtime directory and closed to other users."""
     with tempfile.TemporaryDirectory(dir="/tmp") as given:
         monkeypatch.setenv("RUNTIME_DIRECTORY", f"{given}:/elsewhere")
         folder = make_folder()
