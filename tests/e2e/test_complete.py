@@ -17,7 +17,7 @@ from status_watch import StatusWatch
 REQUESTS = 2000
 # A job's answers may come in any order, so the stand-in answers some late.
 JITTERY = ("--slots", "64", "--latency", "0.01", "--jitter", "0.9")
-# What other JSON libraries write: nothing of it may be written anew on the way.
+# What other JSON libraries write, which has to be passed on without being rewritten.
 ODD = (
     b'{"z": 1.0, "a" :1e2,"price": 0.10, "big": 123456789012345678901234567890,\t"u": "\\u00e9",'
     b' "slash": "\\/", "usage": {"prompt_tokens": 3, "completion_tokens": 4},'
@@ -26,7 +26,7 @@ ODD = (
 
 
 def mixed_lines() -> list[bytes]:
-    """A job of all sorts: chats, completions and embeddings, most without a model."""
+    """Lines of a mixed job: chats, completions and embeddings, most without a model."""
     lines = []
     for number in range(REQUESTS):
         name, text = f"id-{number}-é", f'Frage {number}: ¿qué? 蜜蜂 🐝\u2028\t"\\ {number / 4}'
@@ -42,21 +42,21 @@ def mixed_lines() -> list[bytes]:
 
 
 def sent_body(line: bytes) -> bytes:
-    """What the stand-in answers to an input line: the same bytes each time."""
+    """The answer of the stand-in to an input line, the same bytes each time."""
     entry = orjson.loads(line)
     body = {**entry["body"], "model": "standin"}
     return orjson.dumps(answer(entry["url"], body, "standin", last_text(body)))
 
 
 def check_bodies(lines: list[bytes], folder: Path) -> None:
-    """Each answer stands in its line byte for byte."""
+    """Check that each answer is in its line byte for byte."""
     written = (folder / "output.jsonl").read_bytes().split(b"\n")
     for line, output in zip(lines, written, strict=False):
         assert b'"body":' + sent_body(line) + b"}" in output
 
 
 def check_mixed(daemon: DaemonProcess) -> None:
-    """Run the mixed job and check all of it, the health beside it included."""
+    """Run the mixed job and check its outputs and the health."""
     lines = mixed_lines()
     with StatusWatch(daemon.spool / "outbox" / "status.json") as watch:
         outputs = daemon.run_job("mixed", lines)
@@ -94,7 +94,7 @@ def test_endpoint_on_loopback_answers_every_request(
 
 @pytest.fixture
 def odd_server() -> Iterator[str]:
-    """Run a server that answers everything with ODD; gives its address."""
+    """Run a server that answers everything with ODD; yield its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -110,7 +110,7 @@ def odd_server() -> Iterator[str]:
             self.wfile.write(ODD)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Write no log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -131,7 +131,7 @@ def test_odd_json_is_passed_on_byte_for_byte(make_daemon: MakeDaemon, odd_server
 
 
 def test_pretty_printed_answer_becomes_one_line(start_daemon: MakeDaemon) -> None:
-    """An answer over several lines takes one, and differs in the line breaks alone."""
+    """An answer over several lines becomes one line, and nothing but line breaks changes."""
     daemon = start_daemon()
     lines = chats(3, {1: "[[pretty]]"})
     daemon.run_job("pretty", lines)
@@ -142,7 +142,7 @@ def test_pretty_printed_answer_becomes_one_line(start_daemon: MakeDaemon) -> Non
 
 
 def test_blank_lines_are_no_requests(start_daemon: MakeDaemon) -> None:
-    """Blank lines, white space and a missing last newline change nothing about the rest."""
+    """Blank lines, white space and a missing last newline change nothing in the other lines."""
     daemon = start_daemon()
     lines = chats(3)
     lines[1:1] = [b"\n", b"  \t \n"]

@@ -10,7 +10,7 @@ from job_files import Json, chats, check_outputs
 
 
 def command(daemon: DaemonProcess, *words: str, code: int = 0) -> str:
-    """Run a command on the daemon's spool and hold it to its exit status; what it printed."""
+    """Run a command on the daemon's spool, check its exit status, and return its output."""
     found = inbox_daemon(*words, "--config", daemon.config)
     assert found.returncode == code, found.stderr
     return found.stdout or found.stderr
@@ -38,7 +38,7 @@ def test_cancelled_job_publishes_what_is_finished(
     start_daemon: MakeDaemon,
     by_file: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """A cancelled job has its answers so far, and retry.jsonl holds the rest, ready to run."""
+    """A cancelled job keeps its answers so far, and retry.jsonl has the rest."""
     daemon = start_daemon()
     lines = hanging(daemon, "job")
     if by_file:
@@ -57,12 +57,12 @@ def test_cancelled_job_publishes_what_is_finished(
 def test_order_for_an_unknown_job_is_refused(start_daemon: MakeDaemon) -> None:
     """A command for a job that is not active ends with 1 and says so."""
     daemon = start_daemon()
-    assert "nobody" in command(daemon, "cancel", "nobody", code=1)
-    assert "nobody" in command(daemon, "pause", "nobody", code=1)
+    assert "absent" in command(daemon, "cancel", "absent", code=1)
+    assert "absent" in command(daemon, "pause", "absent", code=1)
 
 
 def test_pause_of_all_outlives_a_restart(start_daemon: MakeDaemon) -> None:
-    """While all is paused jobs are taken and none is run, also by the next daemon."""
+    """While all is paused, jobs are accepted and none is run, after a restart too."""
     daemon = start_daemon()
     command(daemon, "pause")
     daemon.drop("job", chats(5))
@@ -78,7 +78,7 @@ def test_pause_of_all_outlives_a_restart(start_daemon: MakeDaemon) -> None:
 
 
 def test_paused_job_lets_the_others_run(make_daemon: MakeDaemon) -> None:
-    """NAME.pause stops that job alone, and NAME.resume lets it go on."""
+    """NAME.pause stops that job only, and NAME.resume lets it go on."""
     daemon = make_daemon()
     flag = daemon.hold_engine()
     daemon.start(ready=False)
@@ -94,7 +94,7 @@ def test_paused_job_lets_the_others_run(make_daemon: MakeDaemon) -> None:
 
 
 def test_folder_of_a_drop_is_its_priority(make_daemon: MakeDaemon) -> None:
-    """Jobs of inbox/high run first and those of inbox/low last, whatever came first."""
+    """Jobs of inbox/high run first and those of inbox/low last, in whatever order they came."""
     daemon = make_daemon()
     flag = daemon.hold_engine()
     daemon.start(ready=False)
@@ -119,7 +119,7 @@ def test_options_of_a_job_count(start_daemon: MakeDaemon) -> None:
 
 
 def test_job_whose_time_is_over_publishes_what_is_finished(start_daemon: MakeDaemon) -> None:
-    """A job that expires has its answers so far, and lists the rest as expired."""
+    """A job that expires keeps its answers so far, and lists the rest as expired."""
     daemon = start_daemon()
     (daemon.spool / "inbox" / "job.options.json").write_text('{"expires_in_s": 3}')
     lines = hanging(daemon, "job")
@@ -129,7 +129,7 @@ def test_job_whose_time_is_over_publishes_what_is_finished(start_daemon: MakeDae
 
 
 def test_dead_letters_are_listed_and_shown(start_daemon: MakeDaemon) -> None:
-    """`dead list` and `dead show` tell the reason, the history and the request of each."""
+    """`dead list` and `dead show` print the reason, the history and the request of each."""
     daemon = start_daemon()
     daemon.run_job("job", chats(4, {1: "[[400]]", 3: "[[500]]"}))
     daemon.run_job("other", chats(2, {0: "[[400]]"}))
@@ -149,7 +149,7 @@ def test_dead_letters_are_listed_and_shown(start_daemon: MakeDaemon) -> None:
 
 
 def test_redriven_letters_are_a_job_of_their_own(start_daemon: MakeDaemon) -> None:
-    """`dead redrive` runs a job's dead letters as a new job, linked to the old; then they go."""
+    """`dead redrive` runs dead letters as a new job, linked to the old, and removes them."""
     daemon = start_daemon()
     lines = chats(4, {1: "[[400x1]]", 3: "[[500x3]]"})
     before = daemon.run_job("job", lines)
@@ -163,7 +163,7 @@ def test_redriven_letters_are_a_job_of_their_own(start_daemon: MakeDaemon) -> No
 
 
 def test_purged_letters_are_gone(start_daemon: MakeDaemon) -> None:
-    """`dead purge` removes the letters that were chosen, and no others; it wants a choice."""
+    """`dead purge` removes the chosen letters only, and requires a choice."""
     daemon = start_daemon()
     daemon.run_job("job", chats(4, {1: "[[400]]", 3: "[[500]]"}))
     command(daemon, "dead", "purge", code=2)
@@ -174,7 +174,7 @@ def test_purged_letters_are_gone(start_daemon: MakeDaemon) -> None:
 
 
 def test_verify_proves_a_job_or_names_what_is_wrong(start_daemon: MakeDaemon) -> None:
-    """A finished and a running job are proved in one sentence; a changed answer is found."""
+    """A finished and a running job are each verified in one sentence; a changed answer is found."""
     daemon = start_daemon()
     daemon.run_job("done", chats(5, {1: "[[400]]"}))
     hanging(daemon, "running")
@@ -185,11 +185,11 @@ def test_verify_proves_a_job_or_names_what_is_wrong(start_daemon: MakeDaemon) ->
     for damage in (data.replace(b"r3", b"r0"), b"".join(data.splitlines(keepends=True)[:-1])):
         output.write_bytes(damage)
         assert command(daemon, "verify", "done", code=1)
-    command(daemon, "verify", "nobody", code=1)
+    command(daemon, "verify", "absent", code=1)
 
 
 def test_compact_needs_a_stopped_daemon(start_daemon: MakeDaemon) -> None:
-    """`compact` is refused beside a running daemon, and afterwards loses nothing."""
+    """`compact` is refused beside a running daemon, and loses nothing once it has stopped."""
     daemon = start_daemon()
     daemon.run_job("job", chats(50, {1: "[[400]]"}))
     assert inbox_daemon("compact", "--config", daemon.config).returncode != 0

@@ -18,7 +18,7 @@ LOST_AT_MOST = SLOTS + 640
 
 
 def committed(daemon: DaemonProcess, name: str) -> int:
-    """How many requests of a job count, by what the spool says while no daemon runs."""
+    """Return how many requests of a job are committed, read while no daemon runs."""
     shown = inbox_daemon("job", name, "--json", "--config", daemon.config)
     if shown.returncode:
         return 0
@@ -75,7 +75,7 @@ def test_engine_dies_with_its_daemon(start_daemon: MakeDaemon) -> None:
 
 
 def test_orphans_of_an_engine_are_ended_by_the_next_daemon(start_daemon: MakeDaemon) -> None:
-    """What an engine has left behind under a kill -9 is gone before the next one starts."""
+    """Processes left by a killed engine are ended before the next engine starts."""
     daemon = start_daemon("--helper")
     below = daemon.kill()
     assert len(below) == 2
@@ -124,7 +124,7 @@ def test_drained_daemon_goes_on_after_a_restart(start_daemon: MakeDaemon) -> Non
 
 @pytest.mark.slow
 def test_drain_gives_up_what_does_not_finish(make_daemon: MakeDaemon) -> None:
-    """A request that hangs does not keep the daemon; it is run again after the restart."""
+    """A request that hangs does not delay the stop; it is run again after the restart."""
     daemon = make_daemon(run={"drain_s": 1.0}).start()
     lines = chats(20, {3: "[[hangx1]]"})
     daemon.drop("job", lines)
@@ -161,7 +161,7 @@ def test_interrupt_stops_as_well(start_daemon: MakeDaemon) -> None:
 
 
 def test_second_daemon_is_refused(start_daemon: MakeDaemon) -> None:
-    """A second daemon on a spool ends at once, names the holder, and disturbs nothing."""
+    """A second daemon on a spool ends at once and names the holder, and the first goes on."""
     daemon = start_daemon()
     second = inbox_daemon("run", "--config", daemon.config)
     assert second.returncode == 2
@@ -171,7 +171,7 @@ def test_second_daemon_is_refused(start_daemon: MakeDaemon) -> None:
 
 
 def test_next_daemon_takes_the_lock_of_a_killed_one(start_daemon: MakeDaemon) -> None:
-    """The lock of a daemon that was killed keeps nobody out."""
+    """The lock of a killed daemon does not keep the next one out."""
     daemon = start_daemon()
     daemon.kill()
     daemon.start()

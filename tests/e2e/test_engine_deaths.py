@@ -19,7 +19,7 @@ def kill_engine(daemon: DaemonProcess) -> None:
 
 
 def starts_allowed(watch: StatusWatch) -> float:
-    """How many engine starts a hunt may take, by the largest window that was seen."""
+    """Return how many engine starts a hunt may take, for the largest window that was seen."""
     window = max(status["worker"]["window"] for status in watch.seen)
     return 2 * math.log2(window) + 4
 
@@ -43,7 +43,7 @@ def test_killed_engine_costs_no_request(start_daemon: MakeDaemon) -> None:
 
 @pytest.mark.slow
 def test_engine_killed_again_and_again_costs_no_request(start_daemon: MakeDaemon) -> None:
-    """Deaths that no request is to blame for condemn none, however many there are."""
+    """Deaths that no request causes set no request aside, however many there are."""
     daemon = start_daemon("--slots", "16", *LATENCY)
     lines = chats(600)
     daemon.drop("job", lines)
@@ -74,7 +74,7 @@ def test_poison_alone_is_set_aside(start_daemon: MakeDaemon) -> None:
 
 @pytest.mark.slow
 def test_several_poison_requests_are_set_aside(start_daemon: MakeDaemon) -> None:
-    """Poison of both kinds, an engine that says so and one that is gone at once, is found."""
+    """Requests that kill the engine with and without an error message are all found."""
     daemon = start_daemon("--slots", "8", *LATENCY)
     lines = chats(40, {3: "[[kill]]", 30: "[[crash]]"})
     daemon.drop("job", lines)
@@ -108,7 +108,7 @@ def test_request_that_killed_once_is_no_poison(start_daemon: MakeDaemon) -> None
 
 @pytest.mark.slow
 def test_frozen_engine_is_killed_and_replaced(make_daemon: MakeDaemon) -> None:
-    """An engine that is alive and answers nothing is taken for dead after hang_s."""
+    """An engine that lives and answers nothing is taken for dead after hang_s."""
     daemon = make_daemon()
     daemon.sections["engine"]["hang_s"] = 2
     daemon.start()
@@ -121,7 +121,7 @@ def test_frozen_engine_is_killed_and_replaced(make_daemon: MakeDaemon) -> None:
 
 @pytest.mark.slow
 def test_engine_whose_socket_is_gone_is_replaced(start_daemon: MakeDaemon) -> None:
-    """A process that lives and cannot be reached any more is lost, and no request is charged."""
+    """An engine whose socket is gone is replaced, and no request is charged."""
     daemon = start_daemon("--slots", "4", *LATENCY)
     lines = chats(300)
     daemon.drop("job", lines)
@@ -133,8 +133,8 @@ def test_engine_whose_socket_is_gone_is_replaced(start_daemon: MakeDaemon) -> No
 
 
 @pytest.mark.slow
-def test_engine_that_cannot_start_is_tried_with_patience(make_daemon: MakeDaemon) -> None:
-    """The job waits, the health has the engine's own last words, and no start follows another."""
+def test_engine_that_cannot_start_is_tried_after_pauses(make_daemon: MakeDaemon) -> None:
+    """The job waits, the health quotes the engine's last line, and starts are some time apart."""
     daemon = make_daemon("--die-starts", "1")
     daemon.start(ready=False)
     lines = chats(3)
@@ -152,7 +152,7 @@ def test_engine_that_cannot_start_is_tried_with_patience(make_daemon: MakeDaemon
 
 
 def test_command_that_does_not_exist_is_named(make_daemon: MakeDaemon) -> None:
-    """An engine that is not installed is one clear sentence in the health."""
+    """The health names a command that does not exist."""
     daemon = make_daemon(engine={"command": ["no-such-engine", "{socket}"]}).start(ready=False)
     status = daemon.wait_status(lambda s: s["engine"]["last_error"], "the error")
     assert "no-such-engine: command not found" in status["engine"]["last_error"]
@@ -161,7 +161,7 @@ def test_command_that_does_not_exist_is_named(make_daemon: MakeDaemon) -> None:
 
 
 def test_daemon_without_an_engine_says_so(make_daemon: MakeDaemon) -> None:
-    """A configuration that names no engine at all is unhealthy and says which keys there are."""
+    """Without any engine configured the health is unhealthy and names the keys to set."""
     daemon = make_daemon(engine={"model": ""}).start(ready=False)
     status = daemon.wait_status(lambda s: s["status"] == "unhealthy", "an unhealthy service")
     assert any("[engine] model" in reason for reason in status["reasons"])

@@ -1,4 +1,4 @@
-"""What becomes of requests that fail: dead letters, retries, and the words about them."""
+"""Requests that fail: dead letters, retries, and their messages."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def test_request_that_is_wrong_is_a_dead_letter_at_once(start_daemon: MakeDaemon
 
 
 def test_prompt_over_the_context_is_a_dead_letter(start_daemon: MakeDaemon) -> None:
-    """A prompt that the engine finds too long fails alone, with the engine's own words."""
+    """A prompt that is too long for the engine fails alone, with the engine's own message."""
     daemon = start_daemon("--max-model-len", "10")
     outputs = daemon.run_job("long", chats(4, {1: "long " * 20}))
     assert outputs.reasons() == {"r1": "invalid_request"}
@@ -44,8 +44,8 @@ def test_failing_request_is_tried_three_times(start_daemon: MakeDaemon) -> None:
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "429", "408", "reset", "truncate", "garbage"])
-def test_passing_fault_costs_a_try_and_nothing_else(start_daemon: MakeDaemon, fault: str) -> None:
-    """A fault that passes ends in an answer, without a trace in the outputs."""
+def test_passing_fault_costs_only_an_attempt(start_daemon: MakeDaemon, fault: str) -> None:
+    """A fault that passes ends in an answer, and the outputs do not show it."""
     daemon = start_daemon()
     outputs = daemon.run_job("passing", chats(4, {1: f"[[{fault}x1]]"}))
     assert list(outputs.results) == ["r0", "r1", "r2", "r3"]
@@ -53,7 +53,7 @@ def test_passing_fault_costs_a_try_and_nothing_else(start_daemon: MakeDaemon, fa
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncate", "garbage", "empty"])
-def test_answer_that_is_none_ends_as_a_dead_letter(start_daemon: MakeDaemon, fault: str) -> None:
+def test_invalid_answer_ends_as_a_dead_letter(start_daemon: MakeDaemon, fault: str) -> None:
     """A request that never gets a whole JSON answer is set aside after max_attempts."""
     daemon = start_daemon()
     outputs = daemon.run_job("broken", chats(4, {1: f"[[{fault}]]"}))
@@ -71,7 +71,7 @@ def test_request_without_an_answer_times_out(make_daemon: MakeDaemon) -> None:
     assert daemon.tries(1) == 2
 
 
-def test_slow_request_holds_nobody_back(start_daemon: MakeDaemon) -> None:
+def test_slow_request_does_not_delay_others(start_daemon: MakeDaemon) -> None:
     """While one request hangs every other one is answered and counted."""
     daemon = start_daemon("--slots", "8")
     daemon.drop("slow", chats(300, {0: "[[hang]]"}))
@@ -91,7 +91,7 @@ def test_server_that_refuses_the_daemon_holds_the_job(start_daemon: MakeDaemon) 
 
 @pytest.mark.slow
 def test_refusal_of_one_request_does_not_stall_the_rest(start_daemon: MakeDaemon) -> None:
-    """A 403 for one request, while later ones are answered, is that request's own failure."""
+    """A 403 for one request, while later ones are answered, is a failure of that request."""
     daemon = start_daemon("--slots", "4", "--latency", "0.05")
     lines = chats(600, {1: "[[403]]"})
     daemon.drop("filtered", lines)
@@ -101,7 +101,7 @@ def test_refusal_of_one_request_does_not_stall_the_rest(start_daemon: MakeDaemon
 
 
 def test_refused_request_that_is_the_last_one_ends_the_job(start_daemon: MakeDaemon) -> None:
-    """A 403 for one request is its own failure also where no other is left to be answered."""
+    """A 403 for the last request is a failure of that request too."""
     daemon = start_daemon()
     lines = chats(3, {1: "[[403]]"})
     daemon.drop("filtered", lines)
@@ -110,7 +110,7 @@ def test_refused_request_that_is_the_last_one_ends_the_job(start_daemon: MakeDae
 
 
 def test_job_whose_file_lost_lines_is_set_aside(start_daemon: MakeDaemon) -> None:
-    """The daemon goes on with the others, and the health names it within seconds."""
+    """The other jobs go on, and the health names the job within seconds."""
     daemon = start_daemon()
     inbox_daemon("pause", "--config", daemon.config)
     for name in ("bad", "good"):
@@ -143,7 +143,7 @@ def test_many_kinds_of_failure_end_each_in_its_place(start_daemon: MakeDaemon) -
 
 
 def test_dead_letters_are_dropped_back_until_none_is_left(start_daemon: MakeDaemon) -> None:
-    """retry.jsonl is a job like any other, however often it goes round."""
+    """retry.jsonl can be dropped as a job again and again until it is empty."""
     daemon = start_daemon()
     lines = chats(6, {1: "[[400x1]]", 4: "[[400x2]]"})
     left = daemon.run_job("round0", lines)
@@ -155,7 +155,7 @@ def test_dead_letters_are_dropped_back_until_none_is_left(start_daemon: MakeDaem
 
 
 def test_failed_attempts_survive_a_restart(start_daemon: MakeDaemon) -> None:
-    """Attempts made before a kill -9 count: a failing request is not tried for ever."""
+    """Attempts made before a kill -9 count: a failing request is not tried without end."""
     daemon = start_daemon()
     lines = chats(3, {1: "[[500]]", 2: "[[hangx1]]"})
     daemon.drop("job", lines)
@@ -170,7 +170,7 @@ def test_failed_attempts_survive_a_restart(start_daemon: MakeDaemon) -> None:
 
 
 def test_outcome_of_each_job_is_in_the_health(start_daemon: MakeDaemon) -> None:
-    """The health lists what was finished with its counts."""
+    """The health lists each finished job with its counts."""
     daemon = start_daemon()
     daemon.run_job("counted", chats(5, {3: "[[400]]"}))
     status = daemon.wait_status(lambda s: s["last_finished"], "a finished job")

@@ -1,4 +1,4 @@
-"""A card that is hot, lost, mute or absent under a running daemon: jobs wait, and none fails."""
+"""A card that is hot, lost, without sensors or absent: jobs wait or run, and none fails."""
 
 import json
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_hot_card_stops_the_work_until_it_is_cool(
     assert "91 °C" in daemon.events("governor_changed")[0]["reason"]
 
 
-def test_energy_of_a_job_is_told_while_it_runs_and_for_ever(
+def test_energy_of_a_job_is_shown_while_it_runs_and_after_its_end(
     make_daemon: MakeDaemon, card: ScriptedCard
 ) -> None:
     """Joules in all and for 1,000 tokens stand in the health, the job's status and the command."""
@@ -123,7 +123,7 @@ def test_card_without_sensors_and_no_card_are_normal(
     fail: dict[str, int],
     seen: bool,  # noqa: FBT001 - a table
 ) -> None:
-    """The job runs as on any machine; what nobody can tell is null, and nothing is wrong."""
+    """The job runs as usual, unknown figures are null, and the service is healthy."""
     card.set(fail=fail)
     card.serve()
     daemon = make_daemon(engine={"model": "standin"}).start()

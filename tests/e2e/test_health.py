@@ -1,4 +1,4 @@
-"""outbox/status.json tells the truth at all times, and the daemon stays small."""
+"""outbox/status.json is right at all times, and the daemon stays small."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ MANY = 50_000
 
 
 def test_health_is_fresh_while_the_engine_starts(make_daemon: MakeDaemon) -> None:
-    """While the engine loads the document goes on being written, and says that it loads."""
+    """While the engine loads, the document is still written and says so."""
     daemon = make_daemon("--start-delay", "3")
     with StatusWatch(daemon.spool / "outbox" / "status.json") as watch:
         daemon.start()
@@ -47,8 +47,8 @@ def test_daemon_stays_small_with_a_large_job(start_daemon: MakeDaemon) -> None:
     daemon.stop()
 
 
-def test_idle_daemon_goes_on_saying_that_it_lives(start_daemon: MakeDaemon) -> None:
-    """Without any work the document is written anew at least each interval_s."""
+def test_idle_daemon_goes_on_writing_its_health(start_daemon: MakeDaemon) -> None:
+    """Without any work the document is written at least every interval_s."""
     daemon = start_daemon()
     with StatusWatch(daemon.spool / "outbox" / "status.json") as watch:
         daemon.wait_writings(4)
@@ -58,7 +58,7 @@ def test_idle_daemon_goes_on_saying_that_it_lives(start_daemon: MakeDaemon) -> N
 
 
 def test_health_shows_what_runs(start_daemon: MakeDaemon) -> None:
-    """The running job is there with its counts, tokens and rate, the queue with its room."""
+    """The document has the running job with its counts, tokens and rate, and the queue's room."""
     daemon = start_daemon("--slots", "4", limits={"max_queue_depth": 3})
     daemon.drop("shown", chats(30, {29: "[[hang]]"}))
     status = daemon.wait_status(lambda s: s["jobs"] and s["jobs"][0]["completed"] == 29, "29")
@@ -95,7 +95,7 @@ def test_health_outlives_a_restart(start_daemon: MakeDaemon) -> None:
 
 
 def test_log_is_one_object_a_line(start_daemon: MakeDaemon) -> None:
-    """Into a pipe or a file every log line is a JSON object with time, level and event."""
+    """In a pipe or a file every log line is a JSON object with time, level and event."""
     daemon = start_daemon()
     daemon.run_job("logged", chats(2))
     daemon.drop("refused\x1b[31m", [b"no\n"])
@@ -119,7 +119,7 @@ def test_documents_are_never_seen_half_written(start_daemon: MakeDaemon) -> None
 
 
 def reason_to_stand_still(status: Json) -> tuple[str, str | None]:
-    """What the worker shows, as an operator reads it."""
+    """The worker's state and hindrance, as an operator reads them."""
     return status["worker"]["state"], status["worker"]["code"]
 
 

@@ -1,4 +1,4 @@
-"""What is taken out of inbox/ and when: complete files of ours, when there is room."""
+"""Files are taken out of inbox/ when they are complete and there is room."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def wait_waiting(daemon: DaemonProcess, name: str, why: str) -> None:
 
 
 def test_file_that_is_being_written_is_not_taken(start_daemon: MakeDaemon) -> None:
-    """A file stays until its writer has closed it, however complete it looks."""
+    """A file is left in inbox/ until its writer has closed it, however complete it looks."""
     daemon = start_daemon()
     lines = chats(4)
     with (daemon.spool / "inbox" / "live.jsonl").open("wb") as file:
@@ -58,7 +58,7 @@ def test_file_with_a_cut_line_is_taken_once_complete(start_daemon: MakeDaemon) -
 
 
 def test_abandoned_transfer_is_refused_in_the_end(make_daemon: MakeDaemon) -> None:
-    """An interrupted file that nobody completes is refused as truncated after incomplete_s."""
+    """An interrupted file that is never completed is refused as truncated after incomplete_s."""
     intake = {"incomplete_s": 1.0}
     daemon = make_daemon("--start-delay", "600", intake=intake).start(ready=False)
     path = daemon.spool / "inbox" / "cut.jsonl"
@@ -69,7 +69,7 @@ def test_abandoned_transfer_is_refused_in_the_end(make_daemon: MakeDaemon) -> No
 
 
 def test_wrong_marker_holds_a_file_back(make_daemon: MakeDaemon) -> None:
-    """A file that is not what its sender's marker promises waits, then is refused."""
+    """A file that does not match its marker waits, and is then refused."""
     intake = {"incomplete_s": 2.0}
     daemon = make_daemon("--start-delay", "600", intake=intake).start(ready=False)
     lines = chats(2)
@@ -157,8 +157,8 @@ def test_invalid_lines_can_become_dead_letters(make_daemon: MakeDaemon) -> None:
     assert not (folder / "retry.jsonl").exists()
 
 
-def test_inbox_that_was_made_anew_is_still_watched(start_daemon: MakeDaemon) -> None:
-    """An inbox/ that a sender's script removes is there again, with its lanes, and is watched."""
+def test_inbox_that_was_removed_is_watched_again(start_daemon: MakeDaemon) -> None:
+    """An inbox/ that was removed is made again, with its lanes, and is watched."""
     daemon = start_daemon()
     inbox = daemon.spool / "inbox"
     shutil.rmtree(inbox)

@@ -11,7 +11,7 @@ LINES = chats(3)
 
 
 def deliver_again(daemon: DaemonProcess) -> None:
-    """Send the job anew and wait until the daemon has recognised it."""
+    """Send the job again and wait until the daemon has recognised it."""
     count = len(daemon.events("job_redelivered"))
     daemon.drop("job", LINES)
     daemon.wait(lambda: len(daemon.events("job_redelivered")) > count, "a re-delivery")
@@ -19,7 +19,7 @@ def deliver_again(daemon: DaemonProcess) -> None:
 
 
 def test_active_job_delivered_again_is_not_run_again(make_daemon: MakeDaemon) -> None:
-    """Rsync run twice while a job waits leaves one job, and no notice in its place."""
+    """Rsync run twice while a job waits gives one job, and no notice in its place."""
     daemon = make_daemon()
     flag = daemon.hold_engine()
     daemon.start(ready=False)
@@ -35,7 +35,7 @@ def test_active_job_delivered_again_is_not_run_again(make_daemon: MakeDaemon) ->
 
 
 def test_published_job_delivered_again_is_not_run_again(start_daemon: MakeDaemon) -> None:
-    """A job whose results lie in outbox/ keeps them untouched when it is sent again."""
+    """A job whose results are in outbox/ keeps them unchanged when it is sent again."""
     daemon = start_daemon()
     before = daemon.run_job("job", LINES)
     deliver_again(daemon)
@@ -48,7 +48,7 @@ def test_collected_job_delivered_again_is_not_run_again(
     start_daemon: MakeDaemon,
     emptied: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """A job whose results were collected is answered with what it was, also after a restart."""
+    """A job whose results were collected gets a notice of its end, after a restart too."""
     daemon = start_daemon()
     before = daemon.run_job("job", LINES).status
     daemon.stop()

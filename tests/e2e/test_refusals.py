@@ -1,4 +1,4 @@
-"""Refused files: each reason by its code, for the sender to read in two places."""
+"""Refused files: each reason has its code, in rejected/ and in outbox/."""
 
 import json
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Bad:
 
 
 def nested(depth: int) -> Json:
-    """A body of so many levels."""
+    """A body of this many levels."""
     return {"metadata": nested(depth - 1)} if depth else {}
 
 
@@ -39,7 +39,7 @@ BAD = [
     Bad("too_many_requests", chats(6)),
     Bad("line_too_long", [GOOD, chat("long", "x" * 600)], line=2),
     Bad("too_deep", [GOOD, request("deep", nested(8))], line=2),
-    Bad("invalid_json", [GOOD, b'{"custom_id": nobody}\n'], line=2),
+    Bad("invalid_json", [GOOD, b'{"custom_id": bare}\n'], line=2),
     Bad("invalid_request", [GOOD, request("get", {}, url="/v1/files")], line=2),
     Bad("duplicate_custom_id", [GOOD, chat("other", "hi"), GOOD], line=3),
     Bad("mixed_models", [chat("a", "hi", model="standin"), chat("b", "hi", model="c")], line=2),
@@ -53,7 +53,7 @@ BAD = [
 
 
 def check_refusal(daemon: DaemonProcess, bad: Bad, name: str) -> Json:
-    """The file lies in rejected/ as it was, with the reason; outbox/ says the same."""
+    """Check that the file is in rejected/ unchanged, with its reason, and a notice in outbox/."""
     reason = daemon.wait_refusal(name)
     fault = reason["faults"][0]
     assert (reason["code"], fault["code"], fault["line"]) == (bad.code, bad.code, bad.line)
@@ -69,7 +69,7 @@ def check_refusal(daemon: DaemonProcess, bad: Bad, name: str) -> Json:
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.code}-{bad.name}-{len(bad.lines)}")
 def test_bad_file_is_refused_with_its_reason(make_daemon: MakeDaemon, bad: Bad) -> None:
-    """A file that can never run lies in rejected/ with its code, line and sentence."""
+    """A file that can never run is in rejected/ with its code, line and sentence."""
     daemon = make_daemon(
         "--start-delay",
         "600",
@@ -142,7 +142,7 @@ def test_too_many_queued_requests_are_refused_for_now(make_daemon: MakeDaemon) -
 
 
 def test_name_of_a_published_job_is_in_use(start_daemon: MakeDaemon) -> None:
-    """Other bytes under a name whose results lie in outbox/ are refused, the results kept."""
+    """Other bytes under a name whose results are in outbox/ are refused, and the results stay."""
     daemon = start_daemon()
     lines = chats(2)
     before = daemon.run_job("taken", lines).status
@@ -154,7 +154,7 @@ def test_name_of_a_published_job_is_in_use(start_daemon: MakeDaemon) -> None:
 
 
 def test_name_of_an_active_job_is_in_use(make_daemon: MakeDaemon) -> None:
-    """Other bytes under the name of an active job are refused, and that job is not disturbed."""
+    """Other bytes under the name of an active job are refused, and that job goes on."""
     daemon = make_daemon()
     flag = daemon.hold_engine()
     daemon.start(ready=False)

@@ -1,4 +1,4 @@
-"""Each way in which real senders deliver: whole files are taken once, partial ones never."""
+"""Deliveries as real senders make them: whole files are taken once, partial ones never."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ RATE = 1200  # KiB/s, so that a transfer takes more than settle_s
 
 @dataclass
 class Delivery:
-    """One file that is on its way, and what of the daemon it can see."""
+    """One file that is being sent, and the daemon's events and status about it."""
 
     daemon: DaemonProcess
     app: WebApp
@@ -44,7 +44,7 @@ class Delivery:
 
     @property
     def inbox(self) -> Path:
-        """The folder that it goes to."""
+        """The folder that it is sent to."""
         return self.daemon.spool / "inbox"
 
     @property
@@ -63,7 +63,7 @@ class Delivery:
 
     @property
     def sha256(self) -> str:
-        """What the whole file hashes to."""
+        """The SHA-256 of the whole file."""
         return hashlib.sha256(b"".join(self.lines)).hexdigest()
 
     def words(self, template: str) -> list[str]:
@@ -91,7 +91,7 @@ class Delivery:
         )
 
     def send(self, template: str) -> None:
-        """Send to the end."""
+        """Run the sender to its end."""
         sender = self.start(template)
         _, errors = sender.communicate(timeout=60)
         assert sender.returncode == 0, errors.decode()
@@ -103,12 +103,12 @@ class Delivery:
         return [entry for entry in self.daemon.events(event) if entry["job"] == self.name]
 
     def waiting(self) -> dict[str, str]:
-        """What the health says of files whose names hold this job's."""
+        """The waiting files in the health whose names contain this job's."""
         drops = self.daemon.status_now()["waiting"]
         return {drop["name"]: drop["why"] for drop in drops if self.name in drop["name"]}
 
     def check_taken_once(self) -> None:
-        """The whole file became one job, each line of it ran once, and nothing else came of it."""
+        """Check that the file became one job, ran each line once, and left nothing else."""
         folder = self.daemon.wait_outcome(self.name)
         assert check_outputs(self.lines, folder).status["sha256"] == self.sha256
         self.daemon.wait(lambda: not self.target.exists(), f"{self.name} taken away")
@@ -118,7 +118,7 @@ class Delivery:
         assert len(texts) == len(self.lines)
 
     def check_taken_again(self, template: str) -> None:
-        """Send once more; the file is known again and does not run."""
+        """Send once more; check that the file is recognised and does not run."""
         before = len(self.events("job_redelivered"))
         self.write()
         self.send(template)
@@ -271,7 +271,7 @@ def test_what_a_sender_delivers_is_taken_once(deliver: MakeDelivery, sender: str
 def test_a_killed_rsync_is_taken_once_repeated(
     deliver: MakeDelivery, option: str, victim: str, number: signal.Signals
 ) -> None:
-    """What a killed rsync leaves is not taken, and the same rsync run again delivers it."""
+    """What a killed rsync leaves is not taken, and a second run of it delivers the file."""
     delivery = deliver(f"killed-{option}-{victim}-{number.name}")
     sender = delivery.start(at_speed(SENDERS[option], RATE // 2))
     wait_until(lambda: written(delivery), "a part of the file")
@@ -282,7 +282,7 @@ def test_a_killed_rsync_is_taken_once_repeated(
     )
     delivery.daemon.wait_writings(2)
     assert not delivery.events("job_queued")
-    # Whether a receiver that was killed can still rename what it has is rsync's affair.
+    # Whether a killed receiver can still rename what it has depends on rsync.
     if (option, victim) != ("partial", "receiver"):
         assert delivery.target.exists() == (option in {"partial", "inplace", "append"})
     delivery.send(at_speed(SENDERS[option], None))
@@ -290,7 +290,7 @@ def test_a_killed_rsync_is_taken_once_repeated(
 
 
 def written(delivery: Delivery) -> int:
-    """How many bytes of the file lie anywhere in inbox/ by now."""
+    """Return how many bytes of the file are anywhere in inbox/ by now."""
     found = [path for path in delivery.inbox.rglob(f"*{delivery.name}*") if path.is_file()]
     return sum(path.stat().st_blocks for path in found if path.exists())
 
@@ -307,7 +307,7 @@ def test_two_senders_of_one_file_give_one_job(deliver: MakeDelivery, option: str
 
 
 def test_two_senders_of_one_name_are_never_mixed(deliver: MakeDelivery) -> None:
-    """Of two files of a name one runs, and the other ran out of its way or is refused whole."""
+    """Of two files of one name one runs whole, and the other is overwritten or refused whole."""
     first, second = deliver("same"), deliver("same")
     second.source = first.source.with_name("other") / "same.jsonl"
     second.source.parent.mkdir()
@@ -329,7 +329,7 @@ def test_two_senders_of_one_name_are_never_mixed(deliver: MakeDelivery) -> None:
 
 
 def test_a_hard_link_is_taken_once_it_is_the_only_one(deliver: MakeDelivery) -> None:
-    """A file of two names is left with the reason, until its sender removes the other."""
+    """A file with two names is left with the reason, until its sender removes one of them."""
     delivery = deliver("linked")
     kept = delivery.daemon.folder / "linked.tmp"
     kept.write_bytes(b"".join(delivery.lines))

@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def missing() -> str | None:
-    """What is not here, None when all is."""
+    """Return what is missing for these tests, or None."""
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed: `make engine`"
     if not (demo_model.default_folder() / "config.json").is_file():
@@ -95,7 +95,7 @@ def staggered(name: str) -> list[bytes]:
 
 
 def drop_and_wait_for_some(daemon: DaemonProcess, name: str) -> list[bytes]:
-    """Drop such a job and wait until a few of its answers count, and others are in flight."""
+    """Drop such a job; wait until a few of its answers are committed and others are in flight."""
     lines = staggered(name)
     daemon.drop(name, lines)
     daemon.wait_status(
@@ -107,7 +107,7 @@ def drop_and_wait_for_some(daemon: DaemonProcess, name: str) -> list[bytes]:
 
 
 def engine_core(daemon: DaemonProcess) -> Process:
-    """The process of vLLM that computes."""
+    """Return the process of vLLM that computes."""
     return next(p for p in daemon.engine_processes() if p.command.startswith("VLLM::EngineCore"))
 
 
@@ -129,7 +129,7 @@ def test_demo_is_answered(vllm: DaemonProcess) -> None:
     assert outputs.status["usage"]["output_tokens"] > len(outputs.results)
 
 
-def test_health_tells_of_the_engine(vllm: DaemonProcess) -> None:
+def test_health_names_the_engine(vllm: DaemonProcess) -> None:
     """The health names vLLM's version and model, and the daemon itself has loaded no torch."""
     status = vllm.status_now()
     schema("status").validate(status)
@@ -141,7 +141,7 @@ def test_health_tells_of_the_engine(vllm: DaemonProcess) -> None:
 
 
 def test_job_survives_a_killed_engine_core(vllm: DaemonProcess) -> None:
-    """Kill -9 of vLLM's own engine process in mid-job: noticed, started anew, all answered."""
+    """After a kill -9 of vLLM's engine process in mid-job vLLM is restarted and all is answered."""
     before = vllm.status_now()["engine"]["restarts"]
     lines = drop_and_wait_for_some(vllm, "core-killed")
     core = engine_core(vllm)
@@ -155,7 +155,7 @@ def test_job_survives_a_killed_engine_core(vllm: DaemonProcess) -> None:
 
 
 def test_job_survives_a_killed_daemon(vllm: DaemonProcess) -> None:
-    """Kill -9 of the daemon in mid-job: the next one ends the old vLLM first, and goes on."""
+    """After a kill -9 of the daemon in mid-job the next one ends the old vLLM and goes on."""
     lines = drop_and_wait_for_some(vllm, "daemon-killed")
     counted = vllm.status_now()["jobs"][0]["completed"]
     below = vllm.kill()
@@ -180,7 +180,7 @@ def test_job_survives_a_killed_daemon(vllm: DaemonProcess) -> None:
 def test_wrong_setting_is_one_clear_error(
     make_daemon: MakeDaemon, setting: Json, words: str
 ) -> None:
-    """VLLM that cannot start is one sentence with its own last lines, and no restart storm."""
+    """A vLLM that cannot start gives one sentence and its last lines, and a pause follows."""
     if missing():
         pytest.skip(str(missing()))
     daemon = make_daemon(engine=engine_section(**setting)).start(ready=False)

@@ -1,4 +1,4 @@
-"""Watching from outside: a running daemon loses no file when hints fail, and idles when quiet."""
+"""Watching from outside: a running daemon misses no file when hints fail, and idles cheaply."""
 
 import asyncio
 import os
@@ -36,8 +36,8 @@ def cpu_s(daemon: DaemonProcess) -> float:
 
 
 def idle_share(daemon: DaemonProcess, writings: int) -> float:
-    """Which part of a core it uses while its health is written so often."""
-    daemon.wait_writings(1)  # what came of the test's own doings is over
+    """Return the share of a core that it uses while its health is written this many times."""
+    daemon.wait_writings(1)  # the effects of what the test did are over
     began, before = time.monotonic(), cpu_s(daemon)
     daemon.wait_writings(writings)
     return (cpu_s(daemon) - before) / (time.monotonic() - began)
@@ -53,7 +53,7 @@ def test_a_quiet_daemon_uses_next_to_nothing(make_daemon: MakeDaemon) -> None:
 
 @pytest.mark.slow
 def test_a_flood_of_a_hundred_thousand_files_hides_none(make_daemon: MakeDaemon) -> None:
-    """Far more events than the kernel keeps cost no file, no memory and no lasting work."""
+    """More events than the kernel keeps lose no file and cost no memory or lasting work."""
     daemon = make_daemon(**QUIET).start()
     inbox = daemon.spool / "inbox"
     for number in range(100_000):
@@ -73,7 +73,7 @@ def test_a_flood_of_a_hundred_thousand_files_hides_none(make_daemon: MakeDaemon)
 
 
 def test_files_that_were_there_before_the_start_are_taken(make_daemon: MakeDaemon) -> None:
-    """Nobody announces them, in whatever lane they lie."""
+    """No event announces them, and they are taken from every lane."""
     daemon = make_daemon()
     for lane in (".", "high", "low"):
         folder = daemon.spool / "inbox" / lane
@@ -85,7 +85,7 @@ def test_files_that_were_there_before_the_start_are_taken(make_daemon: MakeDaemo
 
 
 def test_an_inbox_that_was_renamed_and_replaced_is_still_watched(start_daemon: MakeDaemon) -> None:
-    """The folder that bears the name now counts, with what lies in it already."""
+    """The folder that has the name now is watched, and files already in it are taken."""
     daemon = start_daemon()
     inbox = daemon.spool / "inbox"
     new = daemon.spool / "new"
@@ -100,8 +100,8 @@ def test_an_inbox_that_was_renamed_and_replaced_is_still_watched(start_daemon: M
 
 @pytest.mark.root
 @needs_root
-def test_an_inbox_that_is_mounted_over_is_told_and_comes_back(start_daemon: MakeDaemon) -> None:
-    """While it is covered the service says so; what lay below is taken afterwards."""
+def test_an_inbox_that_is_mounted_over_is_reported_and_comes_back(start_daemon: MakeDaemon) -> None:
+    """While it is covered the health says so, and the files below are taken afterwards."""
     daemon = start_daemon()
     inbox = daemon.spool / "inbox"
     subprocess.run(["mount", "-t", "tmpfs", "inbox-daemon-test", inbox], check=True)
@@ -127,7 +127,7 @@ async def test_a_renamed_file_is_queued_by_the_second_scan_after_it_settled(
     hints: bool,  # noqa: FBT001 - both ways
     settle_s: float,
 ) -> None:
-    """Counted in scans, not seconds: with hints or, however the watcher fell silent, without."""
+    """The time counts in scans, not seconds, with hints and without."""
     if not hints:
         monkeypatch.setattr(Watcher, "_build", lambda self: setattr(self, "_problem", "silent"))
     desk = Miniature(

@@ -44,7 +44,7 @@ class App:
 
     @property
     def jobs(self) -> Path:
-        """Where it keeps what it sends and fetches."""
+        """The folder of what it sends and fetches."""
         return Path(self.environment["JOBS"])
 
     def start(self, *words: str, asked: str = "") -> subprocess.Popen[str]:
@@ -64,12 +64,12 @@ class App:
         return child
 
     def run(self, *words: str, asked: str = "") -> tuple[int, list[Json], str]:
-        """Run a command to its end: exit status, what it printed, what it told."""
+        """Run a command to its end; return its exit status, printed JSON and messages."""
         return ended(self.start(*words, asked=asked))
 
 
 def ended(child: subprocess.Popen[str]) -> tuple[int, list[Json], str]:
-    """Wait for a command's end: exit status, what it printed, what it told."""
+    """Wait for its end; return the exit status, the JSON that was printed, and the messages."""
     with child:
         out, told = child.communicate(timeout=PATIENCE_S)
     printed = [json.loads(line) for line in out.split("\n") if line.startswith("{")]
@@ -214,7 +214,7 @@ def test_an_app_waits_for_room_and_sends_a_refused_job_again(
     assert asking.stderr is not None
     assert asking.stderr.readline() == "waiting: the queue is full\n"
     sent = (app.jobs / "held.jsonl").read_bytes()
-    daemon.drop("held", [sent])  # as if somebody else had filled the queue after a look at it
+    daemon.drop("held", [sent])  # as if another sender had filled the queue
     assert daemon.wait_refusal("held")["retryable"]
     app.run("order", "ALL", "resume")
     code, printed, told = ended(asking)
@@ -222,7 +222,7 @@ def test_an_app_waits_for_room_and_sends_a_refused_job_again(
 
 
 def test_an_app_cancels_its_job(language: str, make_daemon: MakeDaemon, tmp_path: Path) -> None:
-    """A cancelled job comes back with what was finished, and says of the rest why."""
+    """A cancelled job comes back with what was finished, and with a reason for the rest."""
     daemon = make_daemon().start()
     app = beside(language, daemon.spool / "outbox", tmp_path)
     asking = app.start("ask", "long", asked="quick\nnever [[hang]]")
@@ -235,7 +235,7 @@ def test_an_app_cancels_its_job(language: str, make_daemon: MakeDaemon, tmp_path
 
 
 def example_of_the_health() -> Json:
-    """The document that the page on operating shows."""
+    """The health document that the page on operating shows."""
     readme = (CHECKOUT / "docs" / "OPERATING.md").read_text()
     found = re.search(r"<!-- document: status -->\n```json\n(.*?)```", readme, re.DOTALL)
     assert found
@@ -262,7 +262,7 @@ def example_of_the_health() -> Json:
 def test_an_app_reads_the_health(
     language: str, tmp_path: Path, change: Json | None, code: int, words: str
 ) -> None:
-    """An app tells a service that is down, sick or full from one that is up."""
+    """An app distinguishes a service that is down, unhealthy or full from one that is up."""
     outbox = tmp_path / "outbox"
     outbox.mkdir()
     if change is not None:
