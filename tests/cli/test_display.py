@@ -1,4 +1,4 @@
-"""Display: what reaches a terminal is words, whoever they come from."""
+"""Display: only printable text reaches a terminal, whatever its source."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hostile_status() -> ServiceStatus:
-    """A health document in which every text comes from somebody hostile."""
+    """A health document in which every text is hostile."""
     job = {
         "id": JOB_ID,
         "name": "job",
@@ -88,7 +88,7 @@ def test_the_status_is_a_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert "memory 5 %, 50 °C, 9 of 450 W, slowed by sw_power_cap" in out
 
 
-def test_a_stale_status_says_that_nobody_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stale_status_says_that_no_daemon_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """The word of a daemon that is gone does not count."""
     display.print_status(service_status())
     out = capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_jobs_are_json_for_programs() -> None:
 
 
 def test_one_job_is_shown_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Status, counts, folder and faults are told."""
+    """Status, counts, folder and faults are printed."""
     spool = make_spool(tmp_path)
     why = job_documents.reason(JOB_ID, "job", [Fault(code="x", message=HOSTILE, line=4)], 1000.0)
     display.print_job(JobView(JobState.REJECTED, job_documents.refused_status(why, 3)), spool)
@@ -127,7 +127,7 @@ def test_one_job_is_shown_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "energy" not in out
 
 
-def test_energy_is_told_where_it_is_known(
+def test_energy_is_printed_where_it_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Joules of a job, and what 1,000 output tokens cost if it has any."""

@@ -39,7 +39,7 @@ def test_second_init_changes_nothing(tmp_path: Path) -> None:
     assert (config.read_text(), drop.read_text()) == (before, "{}\n")
 
 
-def test_init_writes_the_configuration_where_it_is_told(tmp_path: Path) -> None:
+def test_init_writes_the_configuration_where_it_is_asked_to(tmp_path: Path) -> None:
     """`init --config` writes that file, with the spool in it, and `run`'s readers accept it."""
     config, spool = tmp_path / "etc" / "own.toml", tmp_path / "spool"
     assert inbox_daemon("init", "--config", config, "--spool", spool).returncode == 0

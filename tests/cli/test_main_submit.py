@@ -124,7 +124,7 @@ def test_submit_without_a_spool_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_submit_says_that_no_daemon_runs(tmp_path: Path) -> None:
-    """Files that nobody takes are not waited for in silence; the words say what to do."""
+    """Without a running daemon the file is dropped, and submit prints how to start one."""
     spool, path = tmp_path / "spool", tmp_path / "job.jsonl"
     path.write_bytes(b"".join(chats(1)))
     assert inbox_daemon("init", "--spool", spool).returncode == 0

@@ -59,7 +59,7 @@ def test_one_bad_file_of_several_is_enough(tmp_path: Path) -> None:
 
 
 def test_name_that_is_no_jobs_is_a_fault(tmp_path: Path) -> None:
-    """A name that inbox/ would refuse is told before anything is sent."""
+    """A name that inbox/ would refuse is reported before anything is sent."""
     found = inbox_daemon("validate", write(tmp_path / "a b.jsonl", chats(1)), "--spool", tmp_path)
     assert found.returncode == 1
     assert "bad_name" in found.stdout

@@ -56,7 +56,7 @@ def test_init_writes_the_configuration_where_it_is_asked_for(
     by_environment: bool,  # noqa: FBT001 - either way
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A file that is named and missing is made there, whoever names it."""
+    """A named file that is missing is made, whether an option or the environment names it."""
     path = tmp_path / "etc" / "config.toml"
     if by_environment:
         monkeypatch.setenv("INBOX_DAEMON_CONFIG", str(path))

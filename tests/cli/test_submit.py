@@ -78,7 +78,7 @@ def test_what_cannot_be_read_is_the_senders_to_mend(spool: Spool, tmp_path: Path
 
 
 def test_a_spool_that_was_never_made_is_named(tmp_path: Path, job: Path) -> None:
-    """Without an inbox the sender is told how to get one."""
+    """Without an inbox the error says how to make one."""
     with pytest.raises(SenderError, match="inbox-daemon init"):
         submit.drop(Spool(tmp_path / "none"), job)
 

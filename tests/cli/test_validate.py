@@ -30,14 +30,14 @@ def test_a_good_file_is_ok(job: Path) -> None:
 
 
 def test_every_bad_line_is_named(job: Path) -> None:
-    """Each fault is told with its line, beyond the hundred that a reason lists."""
+    """Each fault is listed with its line, beyond the hundred that a reason lists."""
     job.write_bytes(request("a") + b"\n" + b"nope\n" * 150)
     good, words = said(job)
     assert (good, len(words), words[0][:21]) == (False, 150, "line 2: invalid_json:")
 
 
 def test_bad_lines_pass_where_they_become_dead_letters(job: Path) -> None:
-    """Under on_invalid_line the file is ok and the lines are told all the same."""
+    """With on_invalid_line the file is accepted and its bad lines are listed all the same."""
     job.write_bytes(request("a") + b"\nnope\n")
     good, words = said(job, intake={"on_invalid_line": "dead_letter"})
     assert good

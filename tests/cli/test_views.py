@@ -68,11 +68,11 @@ def test_every_job_is_seen_once_in_its_state(spool: Spool) -> None:
 
 
 def test_a_job_is_found_by_name_and_by_id(spool: Spool) -> None:
-    """Either leads to it, and a name that nobody has to nothing."""
+    """A name and an id both find the job, and an unknown name finds nothing."""
     fill(spool)
     assert [v.status.name for v in views.find_jobs(spool, SECOND)] == ["running"]
     assert [v.status.id for v in views.find_jobs(spool, "queued")] == [THIRD]
-    assert views.find_jobs(spool, "nobody") == []
+    assert views.find_jobs(spool, "unknown") == []
 
 
 def test_a_collected_job_is_still_known(spool: Spool) -> None:
@@ -83,7 +83,7 @@ def test_a_collected_job_is_still_known(spool: Spool) -> None:
     assert (JOB_ID, JobState.PUBLISHED, "completed") in seen(spool)
 
 
-def test_a_spool_that_nobody_has_used_is_empty(spool: Spool, tmp_path: Path) -> None:
+def test_an_unused_spool_is_empty(spool: Spool, tmp_path: Path) -> None:
     """Without a ledger, or without a spool at all, there are no jobs and no error."""
     assert views.list_jobs(spool) == []
     assert views.list_jobs(Spool(tmp_path / "none")) == []
@@ -122,7 +122,7 @@ def test_documents_that_cannot_be_read_are_passed_over(spool: Spool) -> None:
     fill(spool)
     (spool.outbox / "broken").mkdir()
     (spool.outbox / "broken" / "status.json").write_bytes(b"{")
-    (spool.outbox / "stray").write_bytes(b"")
+    (spool.outbox / "leftover").write_bytes(b"")
     (spool.outbox / "status.json").write_bytes(b'{"seq": 1}')
     (spool.rejected / "broken.reason.json").write_bytes(b"[]")
     assert len(views.list_jobs(spool)) == 4

@@ -92,7 +92,7 @@ def test_the_commented_file_is_valid_as_it_is(write: Write) -> None:
 
 
 def test_the_commented_file_is_valid_with_every_line_uncommented(write: Write) -> None:
-    """Whoever uncomments a line gets what it shows."""
+    """With every line uncommented the file loads and gives the defaults."""
     text = default_config().decode()
     lines = [
         line[1:] if line.startswith("#") and not line.startswith("# ") else line
@@ -187,7 +187,7 @@ def test_the_environment_can_set_every_key(key: str, monkeypatch: pytest.MonkeyP
 def test_an_unknown_key_is_refused_with_the_nearest_one(
     text: str, wrong: str, meant: str, write: Write
 ) -> None:
-    """A typing error is told with what was probably meant, and with the file's name."""
+    """A mistyped key is reported with the likely key and the file's name."""
     path = write(text)
     assert f"{wrong} is no setting. Did you mean {meant}?" in refusal(path)
     assert str(path) in refusal(path)
@@ -286,7 +286,7 @@ def test_a_file_that_is_no_toml_is_refused(write: Write) -> None:
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    """Bytes that are no UTF-8 are told as such."""
+    """Bytes that are not UTF-8 are reported as that."""
     path = tmp_path / "config.toml"
     path.write_bytes(b"\xff\xfe")
     assert "cannot be read" in refusal(path)
@@ -295,7 +295,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_named_file_that_is_missing_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Defaults never stand in for a file that somebody asked for."""
+    """Defaults never replace a file that was asked for."""
     assert "no configuration file" in refusal(tmp_path / "none.toml")
     monkeypatch.setenv("INBOX_DAEMON_CONFIG", str(tmp_path))
     assert "no configuration file" in refusal()

@@ -87,7 +87,7 @@ def test_only_the_end_that_came_has_its_time(status: BatchStatus) -> None:
     assert times == {f"{status.value}_at"}
 
 
-def test_energy_is_told_with_what_it_bought() -> None:
+def test_energy_is_reported_with_its_tokens() -> None:
     """Joules in all and for 1,000 output tokens; null where no sensor or no token tells."""
     usage = Usage(output_tokens=4000)
     told = finished(energy_j=1234.5, usage=usage)
@@ -98,7 +98,7 @@ def test_energy_is_told_with_what_it_bought() -> None:
 
 
 def test_energy_of_a_running_job_is_that_of_its_checkpoint() -> None:
-    """Joules and tokens that were committed together are told together."""
+    """Joules and tokens that were committed together are reported together."""
     progress = Progress(completed=1, output_tokens=500, energy_j=20.0)
     shown = job_documents.active_status(job_record(requests=9), progress, JobState.RUNNING)
     assert (shown.energy_j, shown.energy_j_per_1000_output_tokens) == (20.0, 40.0)
@@ -189,7 +189,7 @@ def test_a_refusal_is_retryable_only_if_all_of_it_is(faults: list[Fault], retrya
 
 
 def test_a_refusal_lists_a_hundred_faults_at_most() -> None:
-    """The document stays readable, whoever gives it more."""
+    """The list ends after a hundred faults, and the count is that of all."""
     why = job_documents.reason(JOB_ID, "job", [FAULT] * 300, NOW, count=300)
     assert (len(why.faults), why.fault_count) == (100, 300)
 
@@ -219,7 +219,7 @@ def test_a_refusal_is_a_failed_batch_in_the_outbox() -> None:
 # -- lists --------------------------------------------------------------------------
 
 
-def test_recent_jobs_are_told_in_a_line_each() -> None:
+def test_recent_jobs_have_a_line_each() -> None:
     """Finished, refused and damaged jobs appear with their end and a sentence."""
     done = job_documents.recent_ended(
         job_documents.ended_job(

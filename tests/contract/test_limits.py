@@ -43,7 +43,7 @@ def test_requests_fit_beside_those_that_are_queued(queued: int, new: int, limit:
         assert (fault.code in RETRYABLE) == (new <= limit)
 
 
-def test_a_job_larger_than_the_whole_queue_is_told_to_split() -> None:
+def test_a_job_larger_than_the_whole_queue_has_to_be_split() -> None:
     """Where waiting cannot help, the sender is not told to wait."""
     fault = check_requests(QueueLoad(0, 0), 11, limits(max_total_queued_requests=10))
     assert fault is not None

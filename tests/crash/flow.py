@@ -121,7 +121,7 @@ class DeafWatcher:
 
 
 def append_line(path: Path, line: str) -> bool:
-    """Note a line for good; say whether it is the first one of its kind."""
+    """Append a line to a file; return whether it is the first one of its kind."""
     first = line not in read_lines(path)
     with path.open("a") as file:
         file.write(f"{line}\n")

@@ -129,7 +129,7 @@ class Machine(Model):
     @precondition(lambda self: self.sent and not self.killed)
     @rule(turns=st.integers(0, 20))
     def kill_engine(self, turns: int) -> None:
-        """Let the engine die by chance; two such deaths may rightly condemn anybody."""
+        """Let the engine die by chance; two such deaths may rightly set any request aside."""
 
         def act() -> None:
             self.world.turn(turns)

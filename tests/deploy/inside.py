@@ -151,7 +151,7 @@ def engine_ready() -> bool:
 
 @contextlib.contextmanager
 def as_sender() -> Iterator[None]:
-    """Be a member of the service's group, and nobody else, for a while."""
+    """Be a member of the service's group, and of no other, for a while."""
     group = int(run("id", "-g", SERVICE))
     os.setgroups([group])
     os.setegid(SENDER_GID)
@@ -246,7 +246,7 @@ def sockets_of(pids: list[int]) -> Json:
 
 
 def everything_in(pid: int) -> list[str]:
-    """Every socket of the network that there is where a process lives, whoever holds it."""
+    """Every network socket in a process's network namespace, whatever process holds it."""
     kinds = ("tcp", "tcp6", "udp", "udp6", "raw", "raw6")
     tables = {kind: Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:] for kind in kinds}
     return [f"{kind} {line.strip()}" for kind, lines in tables.items() for line in lines]

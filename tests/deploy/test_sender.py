@@ -91,7 +91,7 @@ def test_a_refusal_gives_way_to_the_results(app: WebApp, daemon: DaemonProcess) 
     assert len((app.folder / "job" / "output.jsonl").read_bytes().splitlines()) == 3
 
 
-def test_results_that_are_not_there_yet_are_told_apart(app: WebApp, daemon: DaemonProcess) -> None:
+def test_results_that_are_not_there_yet_are_an_error(app: WebApp, daemon: DaemonProcess) -> None:
     """Fetching a job without a folder in outbox/ ends with 1 and leaves nothing half there."""
     assert app.fetch("nothing") == 1
     assert not [path.name for path in app.folder.iterdir() if "nothing" in path.name]

@@ -242,7 +242,7 @@ def test_a_member_of_its_group_sends_and_fetches(facts: Json) -> None:
 
 
 def test_it_makes_its_lanes_again(facts: Json) -> None:
-    """Removed by somebody, the lanes of inbox/ come back with the group's rights."""
+    """If the lanes of inbox/ are removed, they come back with the group's rights."""
     mend = seen(facts, "mend")
     assert mend["modes"] == [0o2770] * 2
     assert mend["answers"] == 2

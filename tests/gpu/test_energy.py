@@ -41,7 +41,7 @@ class Job:
 
 
 def test_first_reading_says_nothing() -> None:
-    """What the counter has counted before we looked is nobody's."""
+    """What the counter has counted before the first reading is charged to no job."""
     assert EnergyMeter().update(100.0, 10**9, 300.0) is None
 
 
@@ -59,7 +59,7 @@ def test_power_is_integrated_where_nothing_counts() -> None:
     ("first", "second"),
     [((None, None), (None, None)), ((5.0, None), (None, 100.0)), ((None, 100.0), (None, None))],
 )
-def test_without_a_sensor_nobody_knows(
+def test_without_a_sensor_the_energy_is_unknown(
     first: tuple[float | None, float | None], second: tuple[float | None, float | None]
 ) -> None:
     """No pair of readings of one sensor is no energy at all, which is not the same as none used."""
@@ -79,7 +79,7 @@ def test_counter_that_leaps_is_not_believed() -> None:
 
 
 @pytest.mark.parametrize("sensor", [(1000.0, None), (None, 100.0)])
-def test_gap_is_nobodys(sensor: tuple[float | None, float | None]) -> None:
+def test_gap_is_charged_to_no_job(sensor: tuple[float | None, float | None]) -> None:
     """Over a gap neither sensor is believed, and after it both are again."""
     late = MAX_GAP_S + 1
     found = used((0, *sensor), (late, *sensor), (late + 2, *sensor))
@@ -151,7 +151,7 @@ def test_where_nothing_finished_those_in_flight_share() -> None:
     assert (one.shares, two.shares) == ([300.0], [100.0])
 
 
-def test_idleness_belongs_to_nobody() -> None:
+def test_idleness_is_charged_to_no_job() -> None:
     """A job that waits, paused or for the engine, is charged with nothing, nor is it later."""
     accounts, job = EnergyAccounts(), Job(500)
     charge(accounts, 0, 0.0, job=job)
@@ -163,14 +163,14 @@ def test_idleness_belongs_to_nobody() -> None:
 
 
 def test_job_that_came_and_finished_between_two_readings_is_charged() -> None:
-    """A job that nobody has seen before has finished all of its tokens since the last reading."""
+    """A job seen for the first time has finished all of its tokens since the last reading."""
     accounts, job = EnergyAccounts(), Job(50)
     charge(accounts, 0, 0.0)
     charge(accounts, 2, 300.0, job=job)
     assert job.shares == [300.0]
 
 
-def test_interval_that_nobody_knows_is_not_charged_later() -> None:
+def test_unknown_interval_is_not_charged_later() -> None:
     """Tokens that were finished while the sensor was away have had their share: none."""
     accounts, one, two = EnergyAccounts(), Job(), Job()
     charge(accounts, 0, 0.0, one=one, two=two)
@@ -197,7 +197,7 @@ def test_interval_that_nobody_knows_is_not_charged_later() -> None:
 def test_shares_add_up_to_what_was_used(
     course: list[tuple[float, dict[str, tuple[int, int]]]],
 ) -> None:
-    """In each interval nobody is charged below nothing, and all together exactly what was used."""
+    """In each interval no job is charged less than zero, and all together exactly what was used."""
     accounts, jobs, counter = EnergyAccounts(), {name: Job() for name in "abc"}, 0.0
     accounts.charge(0, counter, None, ())
     for number, (joules, active) in enumerate(course, 1):

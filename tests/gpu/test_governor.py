@@ -67,7 +67,7 @@ def test_card_that_stops_answering_holds_everything_until_it_answers() -> None:
 
 
 def test_card_that_comes_and_goes_stays_closed() -> None:
-    """Where every other reading fails nothing is sent, and that is told once."""
+    """Where every other reading fails nothing is sent, and that is reported once."""
     governed = governor(VLLM)
     governed.read_gpu(HEALTHY)
     changes = [governed.read_gpu(sample) for sample in [SILENT, HEALTHY, HEALTHY] * 20]
@@ -95,7 +95,7 @@ def test_no_card_is_normal() -> None:
     assert (governed.window, governed.chunk_size, governed.reason) == (DEFAULT_WINDOW, 5000, None)
 
 
-def test_hot_card_that_falls_silent_is_still_hot_when_it_answers() -> None:
+def test_hot_card_that_does_not_answer_is_still_hot_when_it_does() -> None:
     """Silence is no cooling: closed for heat, it opens only below the temperature for that."""
     governed = governor(VLLM)
     hot, warm = GpuSample("card", temperature_c=90), GpuSample("card", temperature_c=78)
@@ -111,7 +111,7 @@ def test_memory_that_others_use_makes_chunks_small(kind: str) -> None:
     assert governed.chunk_size == 1000
 
 
-def test_memory_of_somebodys_server_is_not_held_against_chunks() -> None:
+def test_memory_of_another_server_does_not_shrink_chunks() -> None:
     """The server behind an endpoint may hold the whole card: that is what it is there for."""
     governed = governor(ENDPOINT)
     read(governed, GpuSample("card", others_percent=95))
@@ -128,7 +128,7 @@ def test_sick_card_gives_others_no_memory_back() -> None:
 
 @pytest.mark.parametrize("reason", ["hw_thermal", "sw_thermal", "hw_power_brake"])
 def test_throttling_for_heat_or_supply_shrinks_the_window(reason: str) -> None:
-    """Half of the window is used, the reason is told, and the card is given time to recover."""
+    """Half of the window is used, the reason is given, and the card has time to recover."""
     governed = governor(VLLM)
     throttled = replace(HEALTHY, throttle_reasons=("sw_power_cap", reason))
     change = governed.read_gpu(throttled)
@@ -156,7 +156,7 @@ def test_power_cap_is_how_a_card_runs_at_its_limit(reason: str) -> None:
     )
 
 
-def test_each_change_is_told_once_with_its_reason() -> None:
+def test_each_change_is_reported_once_with_its_reason() -> None:
     """From warm over hot to cool there is one change each, however many readings it takes."""
     governed = governor(VLLM)
     course = [60, 70, 82, 83, 84, 88, 89, 80, 76, 74, 60]
@@ -200,7 +200,7 @@ samples = st.builds(
 
 
 @given(st.lists(st.none() | samples, max_size=60), st.sampled_from([VLLM, COMMAND, ENDPOINT]))
-def test_what_is_not_open_has_a_reason_and_what_changes_is_told(
+def test_what_is_not_open_has_a_reason_and_changes_are_reported(
     course: list[GpuSample | None], sections: dict[str, Any]
 ) -> None:
     """Whatever is read, state and reasons agree, and the last change names the state."""
@@ -278,7 +278,7 @@ def test_idle_night_beside_other_clients_keeps_the_window() -> None:
 
 
 class Answering(InertEngine):
-    """An engine in memory that answers the requests it holds when it is told to."""
+    """An engine in memory that answers the requests it holds when a test asks it to."""
 
     def __init__(self) -> None:
         """Begin ready and with nothing in flight."""
@@ -306,7 +306,7 @@ async def wait_for(waiting: Coroutine[Any, Any, Any], timeout: float) -> object:
 
 
 async def settle(engine: Answering, held: int) -> None:
-    """Let the loop turn until so many requests are with the engine, or clearly never."""
+    """Let the loop turn until this many requests are with the engine, or clearly never will be."""
     for _ in range(2000):
         if len(engine.held) == held:
             break

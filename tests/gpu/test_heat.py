@@ -52,7 +52,7 @@ def test_memory_given_back_is_used_at_once() -> None:
 
 
 def test_figure_that_is_missing_for_a_while_changes_nothing() -> None:
-    """While an engine starts its memory is not told apart from others', and chunks stay."""
+    """While an engine starts, its memory is not distinguished from others', and chunks stay."""
     sizer = ChunkSizer(500, 5000)
     sizes = [sizer.update(percent) for percent in (85.0, *[None, math.nan] * 10, 85.0)]
     assert set(sizes) == {1000}
@@ -115,7 +115,7 @@ def test_card_without_a_sensor_is_open() -> None:
 
 
 def test_lost_sensor_does_not_open_a_hot_card_at_once() -> None:
-    """A closed governor that loses its sensor waits a while, and not for ever."""
+    """A closed governor that loses its sensor waits for a while, not without end."""
     governor = thermal()
     governor.update(90)
     gates = [governor.update(None).gate for _ in range(PATIENCE_READINGS + 1)]

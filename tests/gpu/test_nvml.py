@@ -1,4 +1,4 @@
-"""The card: what is told of it, what it may lack, and how it is found again after it was lost."""
+"""The card: what is read of it, what it may lack, and how it is found again after it was lost."""
 
 import json
 import subprocess
@@ -228,7 +228,7 @@ def test_several_processes_of_ours_are_summed_once_each(nvml: FakeNvml, gpu: Nvm
 
 
 def test_pids_of_another_namespace_make_the_share_unknown(gpu: NvmlGpu) -> None:
-    """Where none of our processes is to be seen, nobody can say what others use."""
+    """Where none of our processes can be seen, the use by others is unknown."""
     assert read(gpu, 7, 8).others_percent is None
 
 
@@ -335,7 +335,7 @@ def test_shutdown_that_fails_too_is_survived(nvml: FakeNvml, gpu: NvmlGpu) -> No
 
 
 def test_driver_that_does_not_match_is_a_fault(nvml: FakeNvml, gpu: NvmlGpu) -> None:
-    """A driver updated without a reboot is told as such, though no card was seen before."""
+    """A driver updated without a reboot is reported as that, though no card was seen before."""
     nvml.fail("nvmlInit", code=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
     sample = read(gpu)
     assert not sample.healthy
@@ -349,7 +349,7 @@ def test_handle_that_is_refused_leaves_nothing_open(nvml: FakeNvml, gpu: NvmlGpu
     assert nvml.calls.count("nvmlInit") == nvml.calls.count("nvmlShutdown") == 1
 
 
-def test_hanging_driver_is_told_and_not_waited_for(nvml: FakeNvml, gpu: NvmlGpu) -> None:
+def test_hanging_driver_is_reported_and_not_waited_for(nvml: FakeNvml, gpu: NvmlGpu) -> None:
     """While one sample hangs in the driver the next says so at once."""
     read(gpu)
     entered, released = threading.Event(), threading.Event()

@@ -194,7 +194,7 @@ def immutable(path: Path, *, on: bool) -> None:
 async def test_an_immutable_file_is_answered_once_and_named(
     impatient: Gatehouse, name: str, content: bytes
 ) -> None:
-    """A file that nobody can move runs at most once, fills nothing, and ends no daemon."""
+    """A file that cannot be moved runs at most once, fills nothing, and ends no daemon."""
     path = impatient.put(content, name)
     immutable(path, on=True)
     try:
@@ -229,7 +229,7 @@ async def test_an_immutable_order_is_obeyed_once(gatehouse: Gatehouse) -> None:
 async def test_nothing_is_taken_from_what_was_mounted_over_a_lane(
     gatehouse: Gatehouse, lane: str
 ) -> None:
-    """Files there could not be taken away, so they stay, and the problem is told in words."""
+    """Files there could not be taken away, so they stay, and the status says why."""
     folder = gatehouse.spool.inbox / lane
     (folder / "below.jsonl").write_bytes(GOOD)
     subprocess.run(["mount", "-t", "tmpfs", "inbox-daemon-test", folder], check=True)
@@ -247,7 +247,7 @@ async def test_nothing_is_taken_from_what_was_mounted_over_a_lane(
 
 
 async def test_a_folder_in_the_place_of_a_sidecar_stays(impatient: Gatehouse) -> None:
-    """What lies in it is a stranger's, and does not go with the file that is refused."""
+    """What lies in it is not part of the refused file, and stays."""
     folder = impatient.spool.inbox / "job.jsonl.ready"
     folder.mkdir()
     (folder / "precious").touch()
@@ -263,7 +263,7 @@ async def test_a_folder_in_the_place_of_a_sidecar_stays(impatient: Gatehouse) ->
 async def test_a_file_that_the_disk_does_not_give_back_waits(
     gatehouse: Gatehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An I/O error in a sender's file is told, and costs neither file nor daemon."""
+    """An I/O error in a sender's file is reported, and costs neither file nor daemon."""
 
     def fail(*_: object) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -293,7 +293,7 @@ async def test_what_is_open_for_writing_is_never_refused_as_abandoned(impatient:
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "fifo"])
-async def test_an_order_that_is_no_file_is_told_so(gatehouse: Gatehouse, kind: str) -> None:
+async def test_an_order_that_is_no_file_is_reported(gatehouse: Gatehouse, kind: str) -> None:
     """NAME.cancel that is a folder, a link or a FIFO is no order, and the status says why."""
     path = gatehouse.spool.inbox / "ALL.cancel"
     if kind == "folder":
@@ -340,7 +340,7 @@ async def test_encoded_input_is_refused_with_its_format_named(
 
 
 async def test_the_name_of_a_compressed_file_is_answered_in_words(gatehouse: Gatehouse) -> None:
-    """NAME.jsonl.gz is told to be sent uncompressed, not merely to be renamed."""
+    """The refusal of NAME.jsonl.gz asks for an uncompressed file, not merely for another name."""
     for name in ("job.jsonl.gz", "job.zst"):
         gatehouse.put(b"x", name)
     assert all("uncompressed" in why for why in (await gatehouse.turn()).values())
@@ -369,7 +369,7 @@ async def test_a_marker_that_was_withdrawn_holds_nothing_back(gatehouse: Gatehou
     assert gatehouse.jobs() == ["job"]
 
 
-async def test_a_mismatch_is_not_read_again_and_not_remembered_for_ever(
+async def test_a_mismatch_is_not_read_again_and_is_forgotten_in_time(
     gatehouse: Gatehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One look is enough while nothing changes, and a file that is gone is forgotten."""
@@ -410,7 +410,7 @@ def test_a_drop_that_was_sent_again_during_a_crash_leaves_no_old_copy(
 # -- floods ---------------------------------------------------------------------------
 
 
-async def test_a_flood_of_strangers_holds_no_job_up(
+async def test_a_flood_of_other_files_delays_no_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names that are none and hidden files are kept few, and the jobs among them are taken."""

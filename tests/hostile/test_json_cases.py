@@ -1,7 +1,7 @@
 r"""Hostile JSON: whatever a line holds, it is a request or has a fault, and nothing else.
 
 The table below covers what the public JSONTestSuite covers (Nicolas Seriot, "Parsing JSON
-is a Minefield"), each case written anew: what RFC 8259 demands to be read, what it demands
+is a Minefield"), each case written for this test: what RFC 8259 demands to be read, what it demands
 to be refused, and what it leaves open.
 """
 
@@ -412,7 +412,7 @@ def test_what_is_no_json_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_case_alone_is_no_request(name: str) -> None:
-    """None of the cases is a request by itself, and each is told so in printable words."""
+    """None of the cases is a request by itself, and each is refused in printable words."""
     assert isinstance(outcome(ALL[name]), Fault)
 
 

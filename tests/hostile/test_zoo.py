@@ -17,9 +17,9 @@ from daemon_process import DaemonProcess, MakeDaemon, inbox_daemon
 from job_files import Json, chat, chats
 
 GOOD = b"".join(chats(2))
-SECRET = chat("secret", "a line of a file that nobody sent")
+SECRET = chat("secret", "a line of a file that was never sent")
 POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-NOBODY = 65534
+OTHER_USER = 65534
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make these files")
 
@@ -79,15 +79,15 @@ def sparse(path: Path) -> None:
     os.truncate(path, 50_000_000_000)
 
 
-def of_nobody(path: Path) -> None:
+def of_another_user(path: Path) -> None:
     """Make another user's file that only its mode keeps from being read."""
     path.write_bytes(GOOD)
     path.chmod(0)
-    os.chown(path, NOBODY, NOBODY)
+    os.chown(path, OTHER_USER, OTHER_USER)
 
 
 def device(path: Path) -> None:
-    """Make a device that gives zeros for ever."""
+    """Make a device that gives zeros without end."""
     os.mknod(path, 0o20666, os.makedev(1, 5))
 
 
@@ -166,7 +166,7 @@ ZOO = [
     Beast("folder.pause", Path.mkdir, "stays directory"),
     Beast("orphan.jsonl.ready", holding(b"{}"), "stays its job's file"),
     Beast("orphan.options.json", os.mkfifo, "stays its job's file"),
-    Beast("nobody.cancel", holding(b""), "refused unknown_job"),
+    Beast("unknown.cancel", holding(b""), "refused unknown_job"),
     Beast("odd.cancel", holding(b"\x1b[2J\xff" * 9999), "refused invalid_control"),
     Beast("future.jsonl", at_time(2**33), "runs"),
     Beast("ancient.jsonl", at_time(-(2**31)), "runs"),
@@ -229,7 +229,7 @@ def check_words(data: bytes) -> None:
     assert "\u202e" not in text
 
 
-def swap_for_ever(inbox: Path, stop: threading.Event) -> None:
+def swap(inbox: Path, stop: threading.Event) -> None:
     """Put a link to a secret and a plain file in turn under one name, by renames."""
     while not stop.is_set():
         (inbox / ".link").symlink_to("../../secret.jsonl")
@@ -238,8 +238,8 @@ def swap_for_ever(inbox: Path, stop: threading.Event) -> None:
         (inbox / ".plain").rename(inbox / "swapped.jsonl")
 
 
-def churn_for_ever(inbox: Path, stop: threading.Event) -> None:
-    """Write a file anew again and again, as whole as it can look."""
+def churn(inbox: Path, stop: threading.Event) -> None:
+    """Rewrite a file again and again, so that it looks whole at times."""
     while not stop.is_set():
         with (inbox / "churned.jsonl").open("wb") as file:
             file.write(SECRET)
@@ -279,7 +279,7 @@ def test_the_whole_zoo_is_accounted_for(
     (daemon.folder / "secret.jsonl").write_bytes(SECRET)
     daemon.start()
     inbox, keeper = daemon.spool / "inbox", Keeper(daemon)
-    pests(swap_for_ever, churn_for_ever, inbox=inbox)
+    pests(swap, churn, inbox=inbox)
     zoo = ZOO + (ROOTS if os.geteuid() == 0 else [])
     for beast in zoo:
         beast.make(inbox / beast.name)
@@ -297,7 +297,7 @@ def test_the_whole_zoo_is_accounted_for(
     assert len(keeper.refusals().keys() - {"churned", "swapped"}) == len(ends)
     assert not list((daemon.spool / "claimed").iterdir())
     assert not list((daemon.spool / "quarantine").iterdir())
-    assert not [text for text in daemon.executions() if "nobody sent" in text]
+    assert not [text for text in daemon.executions() if "never sent" in text]
     assert (daemon.spool / "outbox" / "swapped" / "output.jsonl").read_bytes().count(b"\n") == 2
     documents = [daemon.log, *daemon.spool.glob("outbox/**/status.json")]
     for path in (*documents, *daemon.spool.glob("rejected/*.reason.json")):
@@ -320,19 +320,19 @@ def test_another_users_entries_end_no_daemon(make_daemon: MakeDaemon) -> None:
     daemon.prefix = POWERLESS
     daemon.start()
     inbox = daemon.spool / "inbox"
-    of_nobody(inbox / "locked.jsonl")
+    of_another_user(inbox / "locked.jsonl")
     (inbox / "guarded.jsonl.ready").mkdir(mode=0o700)
-    os.chown(inbox / "guarded.jsonl.ready", NOBODY, NOBODY)
+    os.chown(inbox / "guarded.jsonl.ready", OTHER_USER, OTHER_USER)
     (inbox / "guarded.jsonl").write_bytes(GOOD)
     (inbox / "high").rename(inbox / "high.old")
     (inbox / "high").mkdir(mode=0o755)
     (inbox / "high" / "urgent.jsonl").write_bytes(GOOD)
-    os.chown(inbox / "high", NOBODY, NOBODY)
+    os.chown(inbox / "high", OTHER_USER, OTHER_USER)
     daemon.wait_status(lambda s: "Permission denied" in str(s["waiting"]), "the locked file")
     daemon.wait_status(lambda s: "may not be moved" in str(s["reasons"]), "the lane's problem")
     assert daemon.wait_refusal("guarded")["code"] == "bad_marker"
     (inbox / "theirs.jsonl").write_bytes(GOOD)
-    os.chown(inbox / "theirs.jsonl", NOBODY, NOBODY)
+    os.chown(inbox / "theirs.jsonl", OTHER_USER, OTHER_USER)
     daemon.wait_outcome("theirs")
     assert (inbox / "high" / "urgent.jsonl").exists()
     assert (inbox / "locked.jsonl").exists()

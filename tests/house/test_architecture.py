@@ -256,7 +256,7 @@ ALLOWED = {
     "engine/process/session.py": None,
     # The files of a folder that is being built, each by its own descriptor.
     "publish/folder.py": {"os.fsync"},
-    # The submitter's hidden file, which nobody has been told of.
+    # The submitter's hidden file, which no other process knows of.
     "spool/inbox.py": {"hidden.unlink"},
 }
 

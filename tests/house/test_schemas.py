@@ -36,7 +36,7 @@ def test_nothing_else_lies_in_the_folder() -> None:
 
 
 def test_all_schemas_are_written_at_once(tmp_path: Path) -> None:
-    """One command writes the whole folder anew."""
+    """One command writes the whole folder again."""
     write_schemas(tmp_path / "new" / "schemas")
     for path in (tmp_path / "new" / "schemas").iterdir():
         assert path.read_bytes() == (FOLDER / path.name).read_bytes()
@@ -51,7 +51,7 @@ def test_each_schema_is_a_schema(name: str) -> None:
 
 @pytest.mark.parametrize("name", [None, "nothing"])
 def test_an_unknown_schema_is_answered_with_those_there_are(name: str | None) -> None:
-    """Whoever asks for a document that is none learns their names."""
+    """The error for an unknown document lists the known ones."""
     with pytest.raises(SenderError, match="job-status"):
         schema_text(name)
 

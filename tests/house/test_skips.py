@@ -66,7 +66,7 @@ def test_with_everything_there_nothing_is_done(programs: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "test packages: all there\n")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_without_root_the_command_is_named(programs: Path) -> None:
     """Before a test run that is no failure, as a command of its own it is."""
     program(programs, "dpkg-query", "exit 1")

@@ -49,7 +49,7 @@ def test_lost_data_is_noticed(folder: Path, reopen: Open, harm: str, readonly: b
     assert not data.exists() or data.stat().st_size == 0
 
 
-def test_data_that_was_made_anew_by_others_is_noticed(folder: Path, reopen: Open) -> None:
+def test_data_that_others_replaced_is_noticed(folder: Path, reopen: Open) -> None:
     """An environment that is empty beside a marker is lost data as well."""
     reopen().close()
     (folder / "data.mdb").unlink()

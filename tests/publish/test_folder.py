@@ -135,7 +135,7 @@ def test_energy_is_that_of_the_last_reading(press: Press, last: float | None, to
 
 
 def test_each_kind_of_end_has_its_file(press: Press) -> None:
-    """Answers, dead letters and what can be run again are told apart, each in input order."""
+    """Answers, dead letters and what can be run again are kept apart, each in input order."""
     lines = [request("a"), b"nope", request("b"), request("c")]
     run = press.accept(*lines)
     press.refuse(run, 3)
@@ -190,7 +190,7 @@ def test_the_status_counts_and_sums_what_is_there(press: Press) -> None:
     }
 
 
-def test_everything_is_readable_by_the_group_and_nobody_else(press: Press) -> None:
+def test_everything_is_readable_by_the_group_alone(press: Press) -> None:
     """The folder and its files have the same modes, whatever the umask was."""
     run = press.accept(request("a"))
     press.answer(run, 0)
@@ -338,13 +338,13 @@ def change(path: Path, harm: str) -> None:
 
 @pytest.mark.parametrize("harm", ["lost", "twice", "swapped", "renamed", "garbage", "cut"])
 def test_the_proof_finds_any_harm_to_a_published_job(press: Press, harm: str) -> None:
-    """Lost, doubled, reordered, renamed or broken lines are told."""
+    """Lost, doubled, reordered, renamed or broken lines are reported."""
     change(published(press) / "output.jsonl", harm)
     assert press.prove()
 
 
 def test_the_proof_finds_a_line_with_two_ends(press: Press) -> None:
-    """A request that is both answered and dead is told, even without its custom_id."""
+    """A request that is both answered and dead is reported, even without its custom_id."""
     folder = published(press)
     output, errors = folder / "output.jsonl", folder / "errors.jsonl"
     line = output.read_bytes().splitlines(keepends=True)[0]
@@ -354,14 +354,14 @@ def test_the_proof_finds_a_line_with_two_ends(press: Press) -> None:
 
 
 def test_the_proof_finds_a_missing_file(press: Press) -> None:
-    """A file that status.json names and nobody finds is told."""
+    """A file that status.json names and that is missing is reported."""
     (published(press) / "errors.jsonl").unlink()
     assert any("errors.jsonl" in fault for fault in press.prove())
 
 
 @pytest.mark.parametrize("harm", ["input", "results"])
 def test_the_proof_finds_harm_to_a_running_job(press: Press, harm: str) -> None:
-    """An input that is not what was accepted, or a result that cannot be read, is told."""
+    """An input that is not what was accepted, or a result that cannot be read, is reported."""
     run = press.accept(request("a"), request("b"))
     press.answer(run, 0)
     press.commit(run)

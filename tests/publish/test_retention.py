@@ -62,7 +62,7 @@ def test_what_stays_keeps_both_limits_and_what_goes_had_to(
 
 
 def test_no_limit_keeps_everything() -> None:
-    """0 is for ever."""
+    """A limit of 0 removes nothing."""
     assert surplus([Kept(1, 0.0, 10**12)], NOW, 0, 0) == []
 
 
@@ -99,7 +99,7 @@ def finish(daemon: Miniature, name: str, at: float) -> None:
 
 
 def test_old_results_go_and_new_ones_stay(daemon: Miniature) -> None:
-    """By age, a folder that nobody has fetched for long is removed whole."""
+    """A folder that was not fetched within its days is removed whole."""
     finish(daemon, "old", NOW - 10 * DAY)
     finish(daemon, "new", NOW - 1 * DAY)
     assert keep(daemon, NOW, outbox_days=5) >= 1
@@ -117,13 +117,13 @@ def test_results_above_the_bytes_allowed_go(daemon: Miniature) -> None:
 
 
 def test_nothing_unfinished_ever_goes(daemon: Miniature) -> None:
-    """Active jobs, what lies in inbox/ or quarantine/, and strangers' files stay."""
+    """Active jobs, what lies in inbox/ or quarantine/, and files of other programs stay."""
     (daemon.spool.inbox / "job.jsonl").write_bytes(request("a") + b"\n")
     daemon.take_drops()
     daemon.start()
     (daemon.spool.inbox / "waits.jsonl").write_bytes(b"x")
     (daemon.spool.quarantine / "kept").write_bytes(b"x")
-    (daemon.spool.outbox / "stranger").mkdir()
+    (daemon.spool.outbox / "foreign").mkdir()
     record = daemon.ledger.jobs()[0]
     letters = [dead_letter(1, record.id, last_at=0.0)]
     daemon.ledger.checkpoint([Checkpoint(record.id, Progress(), dead=letters)])
@@ -132,7 +132,7 @@ def test_nothing_unfinished_ever_goes(daemon: Miniature) -> None:
     assert names(daemon.spool.running) == {record.id}
     assert names(daemon.spool.inbox) == {"high", "low", "waits.jsonl"}
     assert names(daemon.spool.quarantine) == {"kept"}
-    assert names(daemon.spool.outbox) == {"stranger"}
+    assert names(daemon.spool.outbox) == {"foreign"}
     assert daemon.ledger.dead_count() == 1
 
 
@@ -146,7 +146,7 @@ def test_old_refusals_go_whole(daemon: Miniature) -> None:
     assert names(daemon.spool.rejected) == {"new.jsonl", "new.reason.json"}
 
 
-def bury(daemon: Miniature, ended: dict[str, float], **fields: Any) -> dict[str, str]:  # noqa: ANN401 - any field
+def add_letters(daemon: Miniature, ended: dict[str, float], **fields: Any) -> dict[str, str]:  # noqa: ANN401 - any field
     """Two dead letters of each job that ended at a moment; returns the jobs' ids."""
     found = {}
     for number, (name, at) in enumerate(ended.items()):
@@ -164,7 +164,7 @@ def lettered(daemon: Miniature) -> list[tuple[str, int]]:
 
 def test_old_dead_letters_go_unless_they_are_being_redriven(daemon: Miniature) -> None:
     """A letter that an active job runs again stays until that is over."""
-    ids = bury(daemon, {"old": NOW - 10 * DAY, "new": NOW})
+    ids = add_letters(daemon, {"old": NOW - 10 * DAY, "new": NOW})
     again = job_record(JOB_ID[:-1] + "9", "again")
     daemon.ledger.accept(again, [], [(1, dead_letter(2, ids["old"]))])
     assert keep(daemon, NOW, dead_letter_days=5) == 1
@@ -172,7 +172,7 @@ def test_old_dead_letters_go_unless_they_are_being_redriven(daemon: Miniature) -
 
 
 def test_letters_of_a_job_that_vanished_go_too(daemon: Miniature) -> None:
-    """Without its record a job's age is that of its id, and nothing is exempt for ever."""
+    """Without a record a job's age is that of its id, so its letters are removed too."""
     old, new = (str(ULID.from_timestamp(at)) for at in (NOW - 10 * DAY, NOW))
     for job_id in (old, new):
         letter = dead_letter(1, job_id, last_at=NOW)
@@ -184,7 +184,7 @@ def test_letters_of_a_job_that_vanished_go_too(daemon: Miniature) -> None:
 
 def test_letters_above_the_bytes_allowed_go(daemon: Miniature) -> None:
     """The letters of the job that ended first make room for the others."""
-    ids = bury(daemon, {"b": NOW - 1, "a": NOW - 2, "c": NOW}, request="x" * 1000)
+    ids = add_letters(daemon, {"b": NOW - 1, "a": NOW - 2, "c": NOW}, request="x" * 1000)
     keep(daemon, NOW, dead_letter_max_bytes=6000)
     assert lettered(daemon) == [(ids["b"], 1), (ids["b"], 2), (ids["c"], 1), (ids["c"], 2)]
 

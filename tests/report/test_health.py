@@ -107,7 +107,7 @@ STATES = {
 
 @pytest.mark.parametrize("code", list(C))
 def test_the_worker_says_what_it_does(code: HindranceCode) -> None:
-    """Processing, paused and error are told apart, each with what the runner acts on."""
+    """Processing, paused and error are distinct, each for what the runner acts on."""
     hindrance = Hindrance(code, "it is so")
     found = facts(run=RunFacts(hindrance=hindrance), queue=WORK)
     assert health.worker_state(found) == (STATES.get(code, "paused"), hindrance)

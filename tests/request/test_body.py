@@ -189,7 +189,7 @@ OPENABLE = [
     (CHAT, "guided_json", {}),
     (CHAT, "structural_tag", "{}"),
     (CHAT, "stream_options", {"include_usage": True}),
-    (CHAT, "nobody_knows", None),
+    (CHAT, "no_such_key", None),
     (CHAT, "a.b", 1),
     (CHAT, "x" * 60, 1),
     (CHAT, "best_of", 2),

@@ -111,7 +111,7 @@ def test_the_carriage_return_of_a_windows_line_is_white_space() -> None:
     ],
 )
 def test_a_wrong_part_is_named(change: dict[str, Any], param: str) -> None:
-    """Each key that is wrong, or that nobody knows, is named in printable characters."""
+    """Each key that is wrong or unknown is named in printable characters."""
     line = orjson.loads(request()) | change
     assert fault_of(orjson.dumps(line)) == ("invalid_request", param)
 
@@ -231,7 +231,7 @@ SCHEMA = jsonschema.Draft202012Validator(json_schema("request"))
 
 @given(LINES)
 def test_the_published_schema_accepts_what_the_daemon_accepts(line: dict[str, Any]) -> None:
-    """A sender that checks its lines against the schema is told the same as by the daemon."""
+    """A line fits the schema if and only if the daemon finds no fault outside its body."""
     try:
         parse_request(orjson.dumps(line), limits())
     except LineFaultError as error:

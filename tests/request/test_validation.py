@@ -47,7 +47,7 @@ def lines(*parts: bytes) -> bytes:
 
 
 def test_a_good_file_is_accepted_with_what_its_lines_agree_on() -> None:
-    """Counts, endpoint and model of a valid job are told."""
+    """Counts, endpoint and model of a valid job are returned."""
     found = check(lines(request("a", model="m"), request("b", model="m")))
     assert found.accepted(dead_letter_lines=False)
     assert (found.requests, found.faults, found.endpoint, found.model) == (2, 0, CHAT, "m")
@@ -194,7 +194,7 @@ def test_a_model_left_out_is_the_served_one() -> None:
     assert check(lines(request("a")), served).model == "m"
 
 
-def test_a_model_that_nobody_serves_is_named_with_those_there_are() -> None:
+def test_a_model_that_is_not_served_is_named_with_those_that_are() -> None:
     """The sender learns which names would be accepted."""
     served = Served("m", frozenset({"m", "z"}))
     fault = check(lines(request("a", model="gpt\x1b")), served).listed[0]
@@ -235,7 +235,7 @@ def test_the_first_hundred_faults_are_listed_and_all_are_counted() -> None:
 
 
 def test_a_fault_of_the_whole_file_comes_first() -> None:
-    """What no mended line can cure is told even beside a hundred faults of lines."""
+    """A fault of the whole file is reported even beside a hundred faults of lines."""
     found = check(lines(*[b"nope"] * 250), max_requests_per_job=200)
     assert found.listed[0].code == "too_many_requests"
     assert (len(found.listed), found.faults) == (MAX_LISTED_FAULTS, 201)

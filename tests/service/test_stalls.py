@@ -22,7 +22,7 @@ def heart() -> Heartbeat:
     return Heartbeat(PATIENCE_S)
 
 
-def test_an_idle_daemon_beats_for_ever(heart: Heartbeat) -> None:
+def test_an_idle_daemon_goes_on_beating(heart: Heartbeat) -> None:
     """Without work, or with a known reason not to do it, no time is too long."""
     assert all(heart.may_beat(now * 10_000.0, (), None) for now in range(5))
 
@@ -36,7 +36,7 @@ def test_work_without_progress_stops_the_heart(heart: Heartbeat) -> None:
 
 
 @pytest.mark.parametrize("step", [("job", 2), ("other", 1), None])
-def test_any_progress_begins_the_count_anew(heart: Heartbeat, step: object) -> None:
+def test_any_progress_restarts_the_count(heart: Heartbeat, step: object) -> None:
     """One step further, or idleness in between, and the patience is whole again."""
     heart.may_beat(0, (), ("job", 1))
     assert heart.may_beat(PATIENCE_S + 1, (), step)
@@ -101,7 +101,7 @@ def systemd(sockets: Path) -> Iterator[Systemd]:
     listening.close()
 
 
-def test_systemd_is_told_how_it_is(make_daemon: MakeDaemon, systemd: Systemd) -> None:
+def test_systemd_gets_the_state(make_daemon: MakeDaemon, systemd: Systemd) -> None:
     """READY, then beats with words for a STATUS line, idle and at work, and at last STOPPING."""
     daemon = make_daemon("--latency", "0.2", "--slots", "1")
     daemon.env = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "400000"}
@@ -125,7 +125,7 @@ def readings(detector: HangDetector, *rows: tuple[float, int, int, int | None]) 
 
 
 def test_no_answer_and_no_token_for_too_long_is_a_hang(detector: HangDetector) -> None:
-    """It is told once, and the next count begins anew."""
+    """A hang is reported once, and the next count starts at zero."""
     rows = [(0.0, 5, 1, 7), (9.9, 5, 1, 7), (10.0, 5, 1, 7), (10.5, 5, 1, 7), (21.0, 5, 1, 7)]
     assert readings(detector, *rows) == [False, False, True, False, True]
 

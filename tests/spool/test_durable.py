@@ -265,7 +265,7 @@ def test_a_lock_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
 
 
 def test_a_writer_is_seen(tmp_path: Path) -> None:
-    """A file is complete only when nobody has it open for writing."""
+    """A file is complete only when no process has it open for writing."""
     path = tmp_path / "a"
     path.write_bytes(DATA)
     reading = os.open(path, os.O_RDONLY)
@@ -278,7 +278,7 @@ def test_a_writer_is_seen(tmp_path: Path) -> None:
 
 
 def test_no_lease_on_what_is_no_file() -> None:
-    """Where no lease can be had the answer is that nobody knows."""
+    """On a file that takes no lease the answer is None: unknown."""
     read, write = os.pipe()
     assert durable.has_writer(read) is None
     os.close(read)

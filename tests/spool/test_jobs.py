@@ -34,7 +34,7 @@ def test_publishing_again_finds_what_was_published(spool: Spool) -> None:
     assert spool.published_as("another", "job") is None
 
 
-@pytest.mark.parametrize("occupant", ["results", "stranger", "file", "dangling"])
+@pytest.mark.parametrize("occupant", ["results", "foreign", "file", "dangling"])
 def test_an_occupied_name_is_left_alone(spool: Spool, occupant: str) -> None:
     """Results go beside whatever stands in outbox/ under the job's name, with the id in theirs."""
     place = spool.outbox / "job"

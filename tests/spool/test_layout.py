@@ -76,7 +76,7 @@ def test_a_spool_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_one_daemon_holds_a_spool(spool: Spool) -> None:
-    """The second one is told who has it, and gets it when that one lets go."""
+    """The second lock's error names the holder, and the lock is free once the holder lets go."""
     other = Spool(spool.root)
     spool.lock({"pid": 4711, "since": "noon"})
     with pytest.raises(SpoolError, match="process 4711 since noon"):
@@ -87,15 +87,15 @@ def test_one_daemon_holds_a_spool(spool: Spool) -> None:
     other.unlock()
 
 
-def test_a_lock_without_words_is_somebodys(tmp_path: Path) -> None:
-    """A lock file that cannot be read still gives a sentence."""
+def test_a_lock_that_cannot_be_read_has_an_unknown_holder(tmp_path: Path) -> None:
+    """A missing or broken lock file names an unknown process."""
     assert holder_of(tmp_path / "none") == "an unknown process"
     (tmp_path / "lock").write_bytes(b"{")
     assert holder_of(tmp_path / "lock") == "an unknown process"
 
 
-def test_free_room_is_told(spool: Spool) -> None:
-    """Bytes and inodes of the spool's filesystem are known."""
+def test_free_room_is_known(spool: Spool) -> None:
+    """Free bytes and inodes of the spool's filesystem are returned."""
     free_bytes, free_inodes = spool.free()
     assert free_bytes > 0
     assert free_inodes >= 0

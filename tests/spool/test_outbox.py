@@ -20,9 +20,9 @@ def test_a_notice_appears_whole_and_is_replaced_by_a_newer(spool: Spool) -> None
     assert names(spool.claimed) == set()
 
 
-@pytest.mark.parametrize("occupant", ["results", "stranger", "file", "dangling"])
+@pytest.mark.parametrize("occupant", ["results", "foreign", "file", "dangling"])
 def test_a_notice_never_disturbs_anything_else(spool: Spool, occupant: str) -> None:
-    """Where results, strangers' files or no folder at all stand, no notice is put."""
+    """No notice is put where results, foreign files or something other than a folder are."""
     place = spool.outbox / "job"
     if occupant == "file":
         place.write_bytes(b"mine")
@@ -63,7 +63,7 @@ def test_the_services_health_is_replaced_whole(spool: Spool) -> None:
 
 
 def test_what_is_published_belongs_to_the_outboxs_group(spool: Spool) -> None:
-    """A web app in the group of outbox/ can read what appears there, and nobody else."""
+    """A web app in the group of outbox/ can read what appears there, and no other user can."""
     if os.geteuid() != 0:
         pytest.skip("only root can give a folder to any group")
     os.chown(spool.outbox, -1, 4242)
@@ -83,10 +83,10 @@ def test_published_folders_are_listed_and_removed_whole(spool: Spool) -> None:
     """Only folders with a status are the daemon's to remove, and then out of sight at once."""
     build(spool)
     spool.publish(JOB_ID, "job")
-    (spool.outbox / "stranger").mkdir()
+    (spool.outbox / "foreign").mkdir()
     spool.write_service_status(b"{}")
     listed = list(spool.published_folders())
     assert [(name, size > 3) for name, _, size in listed] == [("job", True)]
     spool.remove_published("job")
-    assert names(spool.outbox) == {"stranger", "status.json"}
+    assert names(spool.outbox) == {"foreign", "status.json"}
     assert names(spool.claimed) == set()

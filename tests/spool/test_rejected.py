@@ -47,9 +47,9 @@ def test_refusals_are_listed_with_their_files_and_removed_whole(spool: Spool) ->
     for number, file in enumerate(("a.jsonl", "b.cancel")):
         (spool.inbox / file).write_bytes(b"1234")
         refuse(spool, JOB_ID[:-1] + str(number), file, spool.inbox / file)
-    (spool.rejected / "stray").touch()
+    (spool.rejected / "foreign").touch()
     listed = {tuple(files): size for files, _, size in spool.rejections()}
     assert set(listed) == {("a.jsonl", "a.reason.json"), ("b.cancel", "b.cancel.reason.json")}
     assert all(size > 4 for size in listed.values())
     spool.remove_rejection(["a.jsonl", "a.reason.json"])
-    assert names(spool.rejected) == {"b.cancel", "b.cancel.reason.json", "stray"}
+    assert names(spool.rejected) == {"b.cancel", "b.cancel.reason.json", "foreign"}

@@ -23,7 +23,7 @@ class CrashError(BaseException):
 
 
 class Crasher:
-    """Counts effects and dies before the one that it is told to."""
+    """Counts effects and dies before a chosen one."""
 
     def __init__(self, at: int) -> None:
         """Die before effect number `at`, counted from 1."""

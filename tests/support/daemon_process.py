@@ -232,7 +232,7 @@ class DaemonProcess:
         return found
 
     def wait_writings(self, count: int) -> None:
-        """Wait until the health document was written so many times more."""
+        """Wait until the health document was written this many times more."""
         last = self.status_now()["seq"] + count
         self.wait_status(lambda status: status["seq"] >= last, f"{count} more documents")
 
@@ -359,7 +359,7 @@ def _toml(value: object) -> str:
 
 
 class StandinProcess:
-    """A stand-in engine that somebody else runs: no child of the daemon."""
+    """A stand-in engine that is no child of the daemon."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         """Start it; it listens when this returns."""

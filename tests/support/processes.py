@@ -1,7 +1,7 @@
 """Look at processes from outside, by /proc, and end only those that a test has started.
 
 Invariant: a process is known by its number and its start time together, so a number that
-was given to somebody else since is left alone.
+was given to another process since is left alone.
 """
 
 import contextlib

@@ -175,7 +175,7 @@ class Standin:
             self._sleepers.discard(sleeper)
 
     def _die(self) -> None:
-        """Die as vLLM does: tell everybody, be sick for a while, leave with status 0."""
+        """Die as vLLM does: answer all with 500, be unhealthy for a while, exit with status 0."""
         if not self.dead:
             self.dead = True
             for sleeper in self._sleepers:

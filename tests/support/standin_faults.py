@@ -5,7 +5,7 @@ only the first N executions of that very text are hit, counted across restarts o
 stand-in when it has a log.
 
     [[crash]]     vLLM's death: all in flight get 500, /health turns 503, exit status 0
-    [[kill]]      gone at once, as by kill -9, nobody answered
+    [[kill]]      gone at once, as by kill -9, no request answered
     [[freeze]]    from now on nothing is answered, though /health stays 200
     [[hang]]      this request is never answered
     [[slow=S]]    answered after S seconds

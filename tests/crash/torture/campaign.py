@@ -59,7 +59,7 @@ class Campaign:
         self._due: list[tuple[float, Job]] = []
 
     def run(self, cuts: int) -> None:
-        """Cut so many times; a fault ends the campaign."""
+        """Cut the power this many times; a fault ends the campaign."""
         until_check = 0
         self._life_to_the_end()
         while self.figures["cuts"] < cuts and not self.faults:
@@ -171,7 +171,7 @@ class Campaign:
                 self.jobs[job.name] = job
 
     def _look_into_inbox(self) -> None:
-        """What has left inbox/ was accepted, whatever is told; an empty file may be in transit."""
+        """Count what left inbox/ as accepted, reported or not; empty files may be in transit."""
         try:
             names = {path.name for path in self.spool.glob("inbox/**/*.jsonl")}
         except OSError:  # the power is off
@@ -215,7 +215,7 @@ class Campaign:
         name, number = text.split()[:2]
         job = self._job(name)
         if job is None:
-            self.faults.append(f"nobody sent {text}")
+            self.faults.append(f"{text} was never sent")
             return
         job.executions[int(number)] += 1
         self.figures["executions"] += 1

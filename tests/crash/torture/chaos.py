@@ -5,7 +5,7 @@
 Purpose: jobs with poison, slow, failing and passing requests; kill -9 for the daemon or
 its engine at random moments; then every line of every job is held to exactly one
 outcome, in input order, and the executions that were repeated are counted.
-Known limit: somebody who kills the engine each time that one suspect runs alone has shown
+Known limit: kills that hit the engine each time that one suspect runs alone have shown
 that request to be poison; those lines are counted, and bounded by the kills.
 """
 
@@ -94,7 +94,7 @@ class Chaos:
             for number in range(len(lines)):
                 self._check_end(name, number, reasons.get(f"r{number}"))
             self.figures["lines"] += len(lines)
-        assert self.figures["condemned"] <= self.figures["engine kills"] // 5
+        assert self.figures["mistaken"] <= self.figures["engine kills"] // 5
         for folder in ("claimed", "queued", "running", "quarantine"):
             left = [path.name for path in (self.daemon.spool / folder).iterdir()]
             assert not left, f"{folder}/ still holds {left}"
@@ -106,12 +106,12 @@ class Chaos:
         what = f"{name} line {number + 1} {mark} ended as {reason}"
         if fault is not None and fault.times is None and fault.name in ENDS:
             wanted = ENDS[fault.name]
-            condemned = reason == "poison" and wanted != "poison"
-            assert condemned or reason == wanted, what
+            mistaken = reason == "poison" and wanted != "poison"
+            assert mistaken or reason == wanted, what
         else:
             assert reason in {None, "poison"} or (fault and fault.times), what
-            condemned = reason == "poison"
-        self.figures["condemned"] += bool(condemned)
+            mistaken = reason == "poison"
+        self.figures["mistaken"] += bool(mistaken)
 
     def _count_executions(self) -> None:
         """Executions beyond a plain line's first are the price of the kills."""

@@ -80,7 +80,7 @@ class Disk:
         cut_power(self._fd)
 
     def unmount(self) -> None:
-        """Take it off; whoever used it must have ended."""
+        """Unmount it; the processes that used it must have ended."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,7 +1,7 @@
 """The life of one daemon process from its parent's side, and how it is to end.
 
-Purpose: fork the witness, read what it tells, kill it; choose the moment of a cut.
-Invariant: what was told before the end is read, also after the end.
+Purpose: fork the witness, read its reports, kill it; choose the moment of a cut.
+Invariant: what was reported before the end is read, also after the end.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class Life:
         os.close(write_end)
 
     def events(self, patience_s: float) -> list[Json]:
-        """What it has told since the last call; waits a moment for the first."""
+        """What it has reported since the last call; waits a moment for the first."""
         if not select.select([self.pipe], [], [], patience_s)[0]:
             return []
         data = os.read(self.pipe, 1 << 20)

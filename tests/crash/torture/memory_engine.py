@@ -2,7 +2,7 @@
 
 Purpose: let the real runner work at full speed inside one small process.
 Invariants: the same texts ask for the same faults as with standin.py, as far as those
-have a meaning without a connection; every execution is told before it begins, so that
+have a meaning without a connection; every execution is reported before it begins, so that
 nothing runs unseen.
 """
 

@@ -195,7 +195,7 @@ class Model(RuleBasedStateMachine):
     def _look_at(self, folder: Path) -> None:
         status = JobStatus.model_validate_json((folder / "status.json").read_bytes())
         job = self.jobs.get(status.id)
-        assert job is not None, f"{folder.name} was published and nobody has sent it"
+        assert job is not None, f"{folder.name} was published and never sent"
         if job.published is not None:
             return
         proof = verify_published(folder, status, None)

@@ -1,7 +1,7 @@
 """The real daemon in one small process, telling all that it has promised to a pipe.
 
 Purpose: `inbox-daemon run` with an engine in memory, for the tests that cut the power.
-Invariants: what is told has returned from the product before; the pipe's other end is
+Invariants: what is reported has returned from the product before; the pipe's other end is
 outside of the filesystem under test; the process can cut the power by itself just
 before or after its N-th step that changes the disk, so that a moment can be repeated.
 """
@@ -57,7 +57,7 @@ _PR_SET_PDEATHSIG = 1
 class Phase:
     """One life of the daemon: its number marks each answer of its engine.
 
-    `cut_at` counts steps that change the disk; None leaves the cut to somebody else.
+    `cut_at` counts steps that change the disk; None leaves the cut to another process.
     """
 
     number: int
@@ -109,7 +109,7 @@ class _Witness:
         arrivals.BACKOFF_BASE_S = suspects.DOUBT_BASE_S = 0.005
         daemon.MIN_STATUS_GAP_S = 0.05
 
-    # -- what is told ---------------------------------------------------------------
+    # -- reports --------------------------------------------------------------------
 
     def _listen(self) -> None:
         self._wrap(RunningJob, "committed", self._on_committed)

@@ -249,7 +249,7 @@ async def _turn(turns: int) -> None:
 
 
 async def _end_all() -> None:
-    """Cancel every task but this one; nobody listens to what they say."""
+    """Cancel every task but this one, and ignore what they return or raise."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
