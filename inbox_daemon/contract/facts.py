@@ -40,13 +40,15 @@ class QueueFacts:
 class RunFacts:
     """The runner: why it sends nothing, if so, and what it has seen.
 
-    `problem` is a trouble with the server that lasts beyond the pauses it causes;
+    `problem` is a trouble with the server that lasts beyond the pauses it causes; `held`
+    says of each complete job that cannot be published why not;
     `bisecting` is true while the suspects of an engine's death run in groups; `deaths`
     counts the engine's deaths with requests in flight.
     """
 
     hindrance: Hindrance | None = None
     problem: str | None = None
+    held: tuple[str, ...] = ()
     bisecting: bool = False
     in_flight: int = 0
     deaths: int = 0

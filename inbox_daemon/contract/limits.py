@@ -10,6 +10,8 @@ from inbox_daemon.contract.config import DiskConfig, LimitsConfig
 from inbox_daemon.contract.documents import Fault
 
 MAX_LISTED_FAULTS = 100
+# A folder of outbox/ with its four files, and one that is replaced.
+PUBLICATION_INODES = 6
 
 # What may be accepted later, although nothing about the file changes.
 RETRYABLE = frozenset({"queue_full", "too_many_queued_requests", "name_in_use", "truncated"})
@@ -60,6 +62,28 @@ def check_bytes(size: int, limits: LimitsConfig) -> Fault | None:
         return None
     message = f"the file has {size} bytes and the limit is {limits.max_file_bytes}; split it"
     return Fault(code="too_large", message=message)
+
+
+def publication_shortage(
+    free_bytes: int, free_inodes: int, needed_bytes: int, floor: DiskConfig
+) -> str | None:
+    """Say why a job's results cannot be published yet; None while there is room for them."""
+    if free_bytes - needed_bytes < floor.min_free_bytes:
+        return (
+            f"they need {mebibytes(needed_bytes)} more, the disk has {mebibytes(free_bytes)} free "
+            f"and {mebibytes(floor.min_free_bytes)} are kept free: free some space"
+        )
+    if free_inodes - PUBLICATION_INODES < floor.min_free_inodes:
+        return (
+            f"they need {PUBLICATION_INODES} inodes, the disk has {free_inodes} free and "
+            f"{floor.min_free_inodes} are kept free: remove some files"
+        )
+    return None
+
+
+def mebibytes(count: int) -> str:
+    """Return a number of bytes in words, rounded up to a MiB."""
+    return f"{-(-count >> 20):,} MiB"
 
 
 def disk_shortage(free_bytes: int, free_inodes: int, floor: DiskConfig) -> str | None:

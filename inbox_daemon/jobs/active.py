@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -39,6 +39,12 @@ class ActiveEntry:
 
     record: JobRecord
     run: RunningJob | None = None
+    # Held while the record changes, and while the job is being published.
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def is_complete(self) -> bool:
+        """Whether every request has its outcome, so that nothing of the job changes any more."""
+        return self.run is not None and self.run.complete
 
     @property
     def open_requests(self) -> int:
@@ -59,8 +65,6 @@ class ActiveJobs:
         self.last_finished: RecentJob | None = None
         self.last_rejected: RecentJob | None = None
         self.on_change: Callable[[], None] = lambda: None
-        # Held while a record changes, and while a job is being published.
-        self.records = asyncio.Lock()
         self._ledger, self._ageing_s = ledger, ageing_s
         stored = ledger.get_state(_PAUSED)
         self.paused: set[str] = set(orjson.loads(stored)) if stored else set()
@@ -142,9 +146,12 @@ class ActiveJobs:
 
         Raises LedgerError: the change is not on the disk, the daemon must end.
         """
-        async with self.records:
-            entry = self.entries.get(job_id)
-            if entry is None or (entry.run is not None and entry.run.complete):
+        entry = self.entries.get(job_id)
+        # Before the lock too, or a job that is being published would hold up who asks.
+        if entry is None or entry.is_complete():
+            return
+        async with entry.changing:
+            if entry.is_complete() or self.entries.get(job_id) is not entry:
                 return
             record = entry.record.model_copy(update=changes)
             await asyncio.to_thread(self._ledger.update, record)

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -29,6 +30,9 @@ from inbox_daemon.spool import Spool, durable
 log = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1 << 18
+# More than status.json and the folder's own blocks take.
+_STATUS_BYTES = 1 << 17
+_ADVANCE_LINES = 256
 _STATUS = {
     None: BatchStatus.COMPLETED,
     DeadReason.CANCELLED: BatchStatus.CANCELLED,
@@ -36,17 +40,49 @@ _STATUS = {
 }
 
 
-def publish(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
+def needed_bytes(record: JobRecord, spool: Spool, failed: int) -> int:
+    """Return how much a job's folder will take on the disk, at most, in bytes.
+
+    Its results lie there twice until it is published, because they are put in order; of a
+    job with `failed` requests its input may, in retry.jsonl.
+    Raises DamagedJobError: a file of the job is gone; OSError.
+    """
+    try:
+        results = spool.results_path(record.id).stat().st_size
+        requests = spool.input_path(record.id).stat().st_size if failed else 0
+    except FileNotFoundError as error:
+        raise DamagedJobError("file_missing", f"{error.filename} is gone") from None
+    return results + requests + _STATUS_BYTES
+
+
+def unbuild(record: JobRecord, spool: Spool, ledger: Ledger) -> None:
+    """Remove what was built of a job's folder, so that it takes no room while it waits.
+
+    Raises OSError: it cannot be removed.
+    """
+    if not _is_built(record, ledger):
+        durable.remove_tree(spool.build_path(record.id))
+
+
+def _is_built(record: JobRecord, ledger: Ledger) -> bool:
+    """Return whether the ledger says so: then a folder that is missing was collected."""
+    stored = ledger.job(record.id)
+    return stored is not None and stored.outbox is not None
+
+
+def publish(
+    record: JobRecord, spool: Spool, ledger: Ledger, advance: Callable[[], None] = lambda: None
+) -> JobRecord:
     """Publish a job whose requests all have their outcome; blocks, use a thread.
 
-    Returns the finished record.  Repeating it after a crash goes on where that was.
+    Returns the finished record.  Repeating it after a crash, or an error, goes on where
+    that was.  `advance` is called now and then, as proof of progress.
     Raises LedgerError: a request lacks its outcome, which is a bug; DamagedJobError: its
-    files lost data since; OSError.
+    files lost data since, or cannot be read; OSError: the folder cannot be written.
     """
     shown = spool.published_as(record.id, record.name)
-    if shown is None and record.outbox is None:
-        record = _build(record, spool, ledger).model_copy(update={"outbox": record.name})
-        # From here on a folder that is missing was collected, not lost.
+    if shown is None and not _is_built(record, ledger):
+        record = _build(record, spool, ledger, advance).model_copy(update={"outbox": record.name})
         ledger.update(record.model_copy(update={"finished_at": None}))
     if shown is None:
         shown = spool.publish(record.id, record.name)
@@ -80,7 +116,9 @@ def _finished(record: JobRecord, ledger: Ledger) -> JobRecord:
     )
 
 
-def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
+def _build(
+    record: JobRecord, spool: Spool, ledger: Ledger, advance: Callable[[], None]
+) -> JobRecord:
     """Write the folder into running/<id>/outbox, with everything in it on the disk."""
     record = record.model_copy(update={"finalizing_at": time.time()})
     folder = spool.build_path(record.id)
@@ -93,6 +131,8 @@ def _build(record: JobRecord, spool: Spool, ledger: Ledger) -> JobRecord:
         try:
             with InputFile(spool.input_path(record.id), record.requests) as source:
                 for ordinal, line in enumerate(source.lines):
+                    if ordinal % _ADVANCE_LINES == 0:
+                        advance()
                     found, entry = next(entries, (0, None))
                     if entry is None or found != line:
                         msg = f"line {line} of job {record.name} has no outcome; this is a bug"

@@ -21,6 +21,7 @@ _ERRORS = frozenset(
         HindranceCode.ENGINE_DOUBTED,
     }
 )
+_UNHEALTHY = _ERRORS | {HindranceCode.DISK_SHORT, HindranceCode.PUBLICATION_HELD}
 # The engine loads whether there is work or not; without work that hinders nothing.
 _LOADING = frozenset({HindranceCode.ENGINE_STARTING, HindranceCode.ENGINE_STOPPED})
 # Requests run all the same, or will in a moment.
@@ -33,7 +34,7 @@ def unhealthy(facts: Facts) -> list[str]:
     if facts.stopping:
         reasons.append("the daemon is stopping, or was stopped")
     hindrance = facts.run.hindrance
-    if hindrance and hindrance.code in {HindranceCode.DISK_SHORT, *_ERRORS}:
+    if hindrance and hindrance.code in _UNHEALTHY:
         reasons.append(hindrance.words)
     elif facts.engine.state is EngineState.BACKOFF:  # behind another hindrance
         reasons.append(f"the engine does not run: {facts.engine.last_error or 'no reason known'}")
@@ -53,6 +54,7 @@ def degraded(facts: Facts) -> list[str]:
         lie = "lies" if count == 1 else "lie"
         reasons.append(f"{counted(count, 'thing')} {lie} in quarantine/: look at the log")
     reasons += facts.governor.reasons
+    reasons += facts.run.held
     reasons += [facts.intake.hints_missing] if facts.intake.hints_missing else []
     if facts.run.bisecting:
         reasons.append("the engine died; the requests that were running are tried in groups")

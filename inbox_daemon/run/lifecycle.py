@@ -2,28 +2,43 @@
 
 Purpose: the steps of a job that are taken once, each beside the runner's loop.
 Invariants: one job is started at a time; a record changes on the disk first and never
-while its job is being published; what is damaged is set aside, and the others go on.
+while its job is being published; what is damaged is set aside, what the disk has no room
+for waits, and the others go on.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
+from inbox_daemon.contract.config import DiskConfig
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.job_documents import ended_job
+from inbox_daemon.contract.limits import publication_shortage
 from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.recovery import DAMAGE, quarantine_job
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.publish.folder import publish
+from inbox_daemon.publish.folder import needed_bytes, publish, unbuild
 from inbox_daemon.spool import Spool
 
 log = logging.getLogger(__name__)
 
 # A job that is more urgent by this many levels does not wait for the ones that run.
 MORE_URGENT = 0.5
+# How long a job waits whose results could not be published, until that is tried again.
+HELD_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Why a complete job is not published yet, and when that is tried again (monotonic, s)."""
+
+    words: str
+    until: float
 
 
 class Lifecycle:
@@ -31,6 +46,7 @@ class Lifecycle:
 
     def __init__(
         self,
+        floor: DiskConfig,
         spool: Spool,
         ledger: Ledger,
         jobs: ActiveJobs,
@@ -39,12 +55,19 @@ class Lifecycle:
     ) -> None:
         """Take work `beside` the loop that calls; what it raises must end that loop.
 
+        Below the `floor` of free space nothing is published.
+
         `charge_energy` charges the running jobs with what the card used up to now.
         """
         self._spool, self._ledger, self._jobs = spool, ledger, jobs
-        self._charge_energy, self._beside = charge_energy, beside
+        self._floor, self._charge_energy, self._beside = floor, charge_energy, beside
         self._starting = False
-        self._publishing: set[str] = set()
+        # One publication at a time, so that two do not count on the same room.
+        self._publication, self._publishing = asyncio.Lock(), set[str]()
+        # The complete jobs that wait, by id.
+        self.held: dict[str, Held] = {}
+        # Grows while a job is being published: proof of progress.
+        self.advanced = 0
         self._expiring: set[str] = set()
 
     # -- start ----------------------------------------------------------------------
@@ -107,20 +130,53 @@ class Lifecycle:
     def publish_complete(self) -> None:
         """Publish each job whose requests all have their outcome, beside the loop."""
         for run in self._jobs.runs():
-            if run.complete and run.record.id not in self._publishing:
-                self._publishing.add(run.record.id)
+            job_id, held = run.record.id, self.held.get(run.record.id)
+            due = held is None or held.until <= time.monotonic()
+            if run.complete and due and job_id not in self._publishing:
+                self._publishing.add(job_id)
                 self._beside(self._publish(run))
 
     async def _publish(self, run: RunningJob) -> None:
-        async with self._jobs.records:
+        job_id = run.record.id
+        async with self._publication, self._jobs.entries[job_id].changing:
             await self._charge_energy()
             record = run.record.model_copy(update={"energy_j": run.energy_j})
+            failed = run.progress.failed
             try:
-                record = await asyncio.to_thread(publish, record, self._spool, self._ledger)
+                shortage = await asyncio.to_thread(self._shortage, record, failed)
+                if shortage is None:
+                    record = await asyncio.to_thread(
+                        publish, record, self._spool, self._ledger, self._advance
+                    )
             except DamagedJobError as error:
                 run.close()
                 await self._set_aside(run.record, error)
+            except OSError as error:  # the disk is full all the same, or failing
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(unbuild, record, self._spool, self._ledger)
+                self._hold(run, f"{error.filename or 'the folder'}: {error.strerror}")
             else:
-                run.close()
-                self._jobs.ended(ended_job(record))
-        self._publishing.discard(run.record.id)
+                if shortage is not None:
+                    self._hold(run, shortage)
+                else:
+                    run.close()
+                    self.held.pop(job_id, None)
+                    self._jobs.ended(ended_job(record))
+        self._publishing.discard(job_id)
+
+    def _shortage(self, record: JobRecord, failed: int) -> str | None:
+        """Return why the disk has no room for a job's folder; blocks, use a thread."""
+        needed = needed_bytes(record, self._spool, failed)
+        return publication_shortage(*self._spool.free(), needed, self._floor)
+
+    def _advance(self) -> None:
+        self.advanced += 1
+
+    def _hold(self, run: RunningJob, why: str) -> None:
+        """Let a complete job wait, and the others go on."""
+        job_id, words = run.record.id, f"the results of {run.record.name} wait: {why}"
+        before = self.held.get(job_id)
+        self.held[job_id] = Held(words, time.monotonic() + HELD_S)
+        if before is None or before.words != words:
+            log.warning("publication_held", extra={"job": run.record.name, "reason": why})
+            self._jobs.on_change()

@@ -75,7 +75,9 @@ class Runner:
         self._commit = GroupCommit(config.run, jobs, ledger, self._suspects)
         self._arrivals = Arrivals(config.run, self._suspects, self._letters)
         self._background: set[asyncio.Future[None]] = set()
-        self._lifecycle = Lifecycle(spool, ledger, jobs, charge_energy, self._in_the_background)
+        self._lifecycle = Lifecycle(
+            config.disk, spool, ledger, jobs, charge_energy, self._in_the_background
+        )
         self._draining = False
         # Why the disk is too full to go on, set from outside.
         self.disk_short: str | None = None
@@ -96,11 +98,11 @@ class Runner:
         return self._arrivals.results + self._letters.count
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """Two counts of which one changes with each step of the work."""
-        return self._arrivals.arrivals, self.finished
+    def progress(self) -> tuple[int, int, int]:
+        """Three counts of which one changes with each step of the work."""
+        return self._arrivals.arrivals, self.finished, self._lifecycle.advanced
 
-    def hindrance(self) -> Hindrance | None:  # noqa: C901, PLR0911 - one list, in order
+    def hindrance(self) -> Hindrance | None:  # noqa: C901, PLR0911, PLR0912 - one list, in order
         """Return why nothing is sent now, the gravest reason first; None while requests may be.
 
         While suspects of an engine's death run (BISECTION), nothing but them is sent.
@@ -130,6 +132,10 @@ class Runner:
             if records and all(map(self._jobs.is_paused, records)):
                 words = "each job was paused; `inbox-daemon resume NAME` lets one go on"
                 return Hindrance(code.JOBS_PAUSED, words)
+        if held := self._lifecycle.held:
+            records = [entry.record for entry in self._jobs.entries.values()]
+            if all(record.id in held or self._jobs.is_paused(record) for record in records):
+                return Hindrance(code.PUBLICATION_HELD, next(iter(held.values())).words)
         if info.state is not EngineState.READY:
             return Hindrance(*_NOT_READY[info.state])
         # An engine's flights must all have come back before the next one gets any, and
@@ -147,6 +153,7 @@ class Runner:
         return RunFacts(
             hindrance=self.hindrance(),
             problem=self._arrivals.problem or self._suspects.problem,
+            held=tuple(held.words for held in self._lifecycle.held.values()),
             bisecting=self._suspects.bisecting,
             in_flight=self.in_flight,
             deaths=self._suspects.deaths,
@@ -214,6 +221,7 @@ class Runner:
         """Wait for a wake-up, or for what is due by itself."""
         now = time.monotonic()
         moments = [run.marks.next_due() for run in self._jobs.runs()]
+        moments += [held.until for held in self._lifecycle.held.values()]
         moments += [self._commit.due_at, self._arrivals.hold_until, self._suspects.hold_until]
         left = [moment - now for moment in moments if moment is not None and moment > now]
         with contextlib.suppress(TimeoutError):

@@ -13,6 +13,7 @@ from inbox_daemon.contract.limits import (
     check_queue,
     check_requests,
     disk_shortage,
+    publication_shortage,
 )
 
 COUNTS = st.integers(0, 50)
@@ -80,3 +81,21 @@ def test_room_on_the_disk_is_held_to_its_floor_exactly(
 def test_a_floor_of_nothing_never_stops_the_work() -> None:
     """Both floors can be switched off."""
     assert disk_shortage(0, 0, DiskConfig(min_free_bytes=0, min_free_inodes=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "free_inodes", "words"),
+    [
+        (150, 16, None),
+        (149, 16, "free some space"),
+        (150, 15, "15 free"),
+    ],
+)
+def test_a_publication_leaves_the_floor_free_exactly(
+    free_bytes: int, free_inodes: int, words: str | None
+) -> None:
+    """A job's folder is built only where the floor stays free beside it."""
+    floor = DiskConfig(min_free_bytes=100, min_free_inodes=10)
+    found = publication_shortage(free_bytes, free_inodes, 50, floor)
+    assert (found is None) == (words is None)
+    assert words is None or words in str(found)

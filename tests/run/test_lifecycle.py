@@ -1,11 +1,22 @@
 """A job around its requests: paused, ended early, expired, or damaged."""
 
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from inbox_daemon.contract.records import DeadReason
+from builders import JOB_ID
+from inbox_daemon.contract.hindrances import HindranceCode
+from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.engine.base import EngineState
+from inbox_daemon.publish.folder import publish
+from inbox_daemon.run import lifecycle
+from inbox_daemon.spool import durable
 from run_checks import Make, ids, prove
-from scripted_runner import line
+from scripted_runner import PATIENCE_S, Bench, line
 
 # -- pauses, cancels, expiry --------------------------------------------------------
 
@@ -111,3 +122,98 @@ async def test_a_running_job_that_is_damaged_is_set_aside(make: Make) -> None:
         await bench.until(lambda: not bench.queue.entries)
     assert bench.published == ["good"]
     assert [path.name for path in bench.spool.quarantine.iterdir()] == [bad]
+
+
+# -- results that the disk has no room for ------------------------------------------
+
+
+def room_for(bench: Bench, spare: int) -> dict[str, int]:
+    """Let the disk have `spare` bytes above its floor; the dict changes that."""
+    disk = {"spare": spare}
+    floor = bench.config.disk.min_free_bytes
+    bench.spool.free = lambda: (floor + disk["spare"], 1 << 40)  # type: ignore[method-assign]
+    return disk
+
+
+async def test_results_without_room_wait_and_the_others_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that does not fit is held with its reason; what fits is published before it."""
+    monkeypatch.setattr(lifecycle, "HELD_S", 0.005)
+    bench = make(window=64, chunk=64)
+    disk = room_for(bench, 200_000)
+    bench.add(*map(line, ids(1000)), name="large", number=1)
+    bench.add(line("a"), name="small", number=2)
+    async with bench.running():
+        await bench.until(lambda: bench.published == ["small"])
+        await bench.until(lambda: bench.runner.facts().held)
+        (words,) = bench.runner.facts().held
+        assert words.startswith("the results of large wait: they need 1 MiB more")
+        found = bench.runner.hindrance()
+        assert found is not None
+        assert (found.code, found.words) == (HindranceCode.PUBLICATION_HELD, words)
+        assert not bench.spool.build_path(f"{JOB_ID[:-1]}1").exists()
+        disk["spare"] = 10_000_000
+        await bench.until(lambda: not bench.queue.entries)
+        assert not bench.runner.facts().held
+    prove(bench, "large")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("step", ["write_file", "make_dir", "move", "sync_dir"])
+async def test_an_error_of_the_disk_is_a_wait_and_no_end(
+    make: Make, monkeypatch: pytest.MonkeyPatch, step: str, error: int
+) -> None:
+    """Whichever step of a publication fails, it is tried again until the results are there."""
+    monkeypatch.setattr(lifecycle, "HELD_S", 0.005)
+    bench, failures = make(), 3
+    bench.add(line("a"), line("b", 400))
+    real = getattr(durable, step)
+
+    def fail(path: Path, *rest: object, **named: object) -> object:
+        nonlocal failures
+        publishing = path.is_relative_to(bench.spool.build_path(f"{JOB_ID[:-1]}0"))
+        if publishing and failures:
+            failures -= 1
+            raise OSError(error, os.strerror(error), str(path))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(durable, step, fail)
+    held = set[str]()
+    async with bench.running():
+
+        def over() -> bool:
+            held.update(bench.runner.facts().held)
+            return not bench.queue.entries
+
+        await bench.until(over)
+    assert failures == 0
+    assert all(os.strerror(error) in words for words in held)
+    prove(bench)
+
+
+async def test_a_long_publication_holds_nothing_else_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job starts and orders are obeyed meanwhile, and its lines count as progress."""
+    going_on, begun = threading.Event(), threading.Event()
+    def slow(*parts: Any) -> JobRecord:  # noqa: ANN401 - as publish takes them
+        begun.set()
+        assert going_on.wait(PATIENCE_S)
+        return publish(*parts)
+
+    monkeypatch.setattr(lifecycle, "publish", slow)
+    bench = make()
+    first = bench.add(*map(line, ids(600)), name="first", number=1)
+    async with bench.running():
+        await bench.until(begun.is_set)
+        second = bench.add(line("b", "wait"), name="second", number=2)
+        await bench.until(lambda: "b" in bench.engine.flying)
+        await bench.queue.end(first, DeadReason.CANCELLED)
+        await bench.queue.end(second, DeadReason.CANCELLED)
+        before = bench.runner.progress
+        going_on.set()
+        await bench.until(lambda: not bench.queue.entries)
+        assert bench.runner.progress[2] > before[2]
+    assert bench.status("first")["status"] == "completed"
+    assert bench.status("second")["status"] == "cancelled"
