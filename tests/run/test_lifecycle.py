@@ -197,6 +197,7 @@ async def test_a_long_publication_holds_nothing_else_up(
 ) -> None:
     """The next job starts and orders are obeyed meanwhile, and its lines count as progress."""
     going_on, begun = threading.Event(), threading.Event()
+
     def slow(*parts: Any) -> JobRecord:  # noqa: ANN401 - as publish takes them
         begun.set()
         assert going_on.wait(PATIENCE_S)
