@@ -8,7 +8,6 @@ record is in the ledger before its file is in queued/, and its file there before
 drop is taken away, so a crash at any point ends in the same answer.
 """
 
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -38,10 +37,8 @@ from inbox_daemon.intake.gate import Pass, Refuse, Wait
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.validation import Served, Validation, validate_file
-from inbox_daemon.spool import STUCK, Spool, durable
+from inbox_daemon.spool import DISK_FULL, STUCK, Spool, durable
 from inbox_daemon.spool.entries import DirEntry, Signature
-
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # A file of inbox/: its lane and its name.
 Key = tuple[Priority, str]
@@ -197,7 +194,7 @@ class Admission:
             sha256, size = self.spool.claim(passed.fd, job_id, self.config.limits.max_file_bytes)
         except OSError as error:
             self.spool.discard_claim(job_id)
-            if error.errno in _DISK_FULL:
+            if error.errno in DISK_FULL:
                 return Wait("there is no room on the disk to take it")
             return Wait(f"it cannot be copied: {error.strerror}")
         changed = Signature.of(os.fstat(passed.fd)) != passed.signature

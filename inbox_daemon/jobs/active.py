@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import orjson
@@ -110,9 +110,13 @@ class ActiveJobs:
         """Return whether the job, or all, were paused."""
         return record.id in self.paused or ALL in self.paused
 
-    def next_queued(self, now: float) -> JobRecord | None:
-        """Return the job to start next: one that only has to be ended, else the most urgent."""
+    def next_queued(self, now: float, waiting: Collection[str] = frozenset()) -> JobRecord | None:
+        """Return the job to start next: one that only has to be ended, else the most urgent.
+
+        None of those that are `waiting`, by id.
+        """
         found = [e.record for e in self.entries.values() if e.run is None]
+        found = [record for record in found if record.id not in waiting]
         ready = [r for r in found if r.ending is not None or not self.is_paused(r)]
         return min(
             ready, key=lambda r: (r.ending is None, self.urgency(r, now), r.id), default=None

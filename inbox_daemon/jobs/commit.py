@@ -2,8 +2,9 @@
 
 Purpose: decide when outcomes are made to count, and do it in the right order.
 Invariants: output before offset: the results are on the disk before the ledger says
-how long they are; one commit at a time; a failed one ends the daemon, because a later
-one would succeed over the hole.
+how long they are; one commit at a time; a full disk is waited for; a file that cannot be written
+costs its own job alone; a failed transaction ends the daemon, because a later one would
+succeed over the hole.
 """
 
 import asyncio
@@ -11,13 +12,17 @@ import time
 from typing import Protocol
 
 from inbox_daemon.contract.config import RunConfig
+from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.jobs import ordering
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.running import Batch, RunningJob
 from inbox_daemon.ledger import Ledger
+from inbox_daemon.spool import DISK_FULL
 
 COMMIT_RESULTS = 512
 COMMIT_BYTES = 8 << 20
+# Between two attempts to write to a full disk.
+FULL_PAUSE_S = 1.0
 
 
 class FurtherState(Protocol):
@@ -42,6 +47,8 @@ class GroupCommit:
         self._interval_s, self._reorder = run.commit_interval_s, run.reorder
         self._committed_at = time.monotonic()
         self.busy = False
+        # Why a commit waits in its middle, in words.
+        self.disk_full: str | None = None
         self._writing_further = False
 
     @property
@@ -72,6 +79,7 @@ class GroupCommit:
     async def commit(self) -> None:
         """Make everything that has been gathered count; `busy` from the call to the end.
 
+        A job whose file cannot be written is left out, with its `damage` set.
         Raises LedgerError, OSError: it does not count; the daemon must end.
         """
         batches = [(run, run.take_batch()) for run in self._jobs.runs() if run.dirty]
@@ -79,23 +87,44 @@ class GroupCommit:
         state = self._further.take_state() if self._writing_further else {}
         # From here, not from its end: what arrives during a slow commit waits no longer.
         self._committed_at = time.monotonic()
-        await asyncio.to_thread(self._write, batches, state)
-        for run, batch in batches:
+        for run, batch in await asyncio.to_thread(self._write, batches, state):
             run.committed(batch)
         self._writing_further = self.busy = False
 
     def _write(
         self, batches: list[tuple[RunningJob, Batch]], state: dict[str, bytes | None]
-    ) -> None:
-        """Write everything, and put each new chunk in order; blocks, in a thread."""
+    ) -> list[tuple[RunningJob, Batch]]:
+        """Write everything, and put each new chunk in order; return the batches that count."""
+        written = []
         for run, batch in batches:
-            run.results.flush(batch.lines, batch.length)
-        self._ledger.checkpoint([batch.checkpoint for _, batch in batches], state)
-        if self._reorder:
-            for run, batch in batches:
-                chunk = batch.chunk
-                if not chunk:
-                    continue
-                last = chunk[-1] + 1 == run.total
-                lines = (run.input.read(ordinal, ordering.READ_BYTES) for ordinal in chunk)
+            try:
+                self._flush(run, batch)
+                written.append((run, batch))
+            except DamagedJobError as error:
+                run.damage = error
+        self._ledger.checkpoint([batch.checkpoint for _, batch in written], state)
+        for run, batch in written if self._reorder else []:
+            chunk = batch.chunk
+            if not chunk:
+                continue
+            last = chunk[-1] + 1 == run.total
+            lines = (run.input.read(ordinal, ordering.READ_BYTES) for ordinal in chunk)
+            try:
                 batch.chunk = [chunk[i] for i in ordering.order(lines, long_first=last)]
+            except DamagedJobError as error:
+                run.damage = error
+        return written
+
+    def _flush(self, run: RunningJob, batch: Batch) -> None:
+        """Write a job's results; wait while the disk is full, as they are in memory alone."""
+        while True:
+            try:
+                run.results.flush(batch.lines, batch.length)
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                self.disk_full = f"the results of {run.record.name} wait: {error.strerror}"
+                time.sleep(FULL_PAUSE_S)
+            else:
+                self.disk_full = None
+                return

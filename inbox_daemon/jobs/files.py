@@ -7,6 +7,7 @@ Words: a *line* is a 1-based number in the file, an *ordinal* a 0-based count of
 requests; they differ where the file has blank lines.
 """
 
+import errno
 import os
 from array import array
 from bisect import bisect_left, bisect_right
@@ -20,12 +21,28 @@ from inbox_daemon.spool import durable
 
 _READ_BYTES = 1 << 20
 _GUESS_BYTES = 8192
+# The errors that belong to the one file that they met; the rest, such as too little memory or
+# too many descriptors, is the process's own trouble.
+_OF_THE_FILE = frozenset(
+    {
+        *(errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV, errno.ENXIO),
+        *(errno.EBADMSG, errno.EUCLEAN, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS),
+    }
+)
+
+
+def as_damage(path: Path, error: OSError) -> Exception:
+    """Return DamagedJobError for an error that belongs to the job's file, else the error."""
+    if error.errno not in _OF_THE_FILE:
+        return error
+    return DamagedJobError("file_unusable", f"{path} cannot be used: {error.strerror}")
 
 
 class _JobFile:
     """An open file of a job; it is closed at the end of a `with` block."""
 
     _fd: int
+    _path: Path
 
     def __enter__(self) -> Self:
         return self
@@ -39,11 +56,21 @@ class _JobFile:
             os.close(self._fd)
             self._fd = -1
 
+    def _open(self, path: Path, flags: int) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise as_damage(path, error) from None
+
     @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
+    def _opening(self) -> Iterator[None]:
         """Close the file if the rest of its opening fails: no one else knows of it yet."""
         try:
             yield
+        except OSError as error:
+            self.close()
+            raise as_damage(self._path, error) from None
         except BaseException:
             self.close()
             raise
@@ -55,11 +82,11 @@ class InputFile(_JobFile):
     def __init__(self, path: Path, requests: int) -> None:
         """Open and number the file; blocks for about a second per GB.
 
-        Raises DamagedJobError: it does not hold the `requests` that were accepted;
-        OSError: it cannot be read.
+        Raises DamagedJobError: it does not hold the `requests` that were accepted, or
+        cannot be read; FileNotFoundError; OSError.
         """
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with self._closed_on_error():
+        self._open(path, os.O_RDONLY)
+        with self._opening():
             self._size = os.fstat(self._fd).st_size
             self.lines, self._starts = array("I"), array("Q")
             offset = 0
@@ -101,20 +128,26 @@ class InputFile(_JobFile):
         return (self._size if last else self._starts[ordinal + 1]) - self._starts[ordinal]
 
     def read(self, ordinal: int, limit: int | None = None) -> bytes:
-        """A request's line, without its newline, cut at `limit` bytes."""
+        """A request's line, without its newline, cut at `limit` bytes.
+
+        Raises DamagedJobError: the file cannot be read; OSError.
+        """
         size = self.size_of(ordinal)
         wanted = size if limit is None else min(size, limit)
         # The line that starts at an offset, without its newline, cut at `limit` bytes.
         start = self._starts[ordinal]
-        data = os.pread(self._fd, min(_GUESS_BYTES, wanted), start)
-        end = data.find(b"\n")
-        while end < 0 and len(data) < wanted:
-            more = os.pread(self._fd, min(len(data), wanted - len(data)), start + len(data))
-            if not more:
-                return data
-            end = more.find(b"\n")
-            end = end + len(data) if end >= 0 else end
-            data += more
+        try:
+            data = os.pread(self._fd, min(_GUESS_BYTES, wanted), start)
+            end = data.find(b"\n")
+            while end < 0 and len(data) < wanted:
+                more = os.pread(self._fd, min(len(data), wanted - len(data)), start + len(data))
+                if not more:
+                    return data
+                end = more.find(b"\n")
+                end = end + len(data) if end >= 0 else end
+                data += more
+        except OSError as error:
+            raise as_damage(self._path, error) from None
         return data if end < 0 else data[:end]
 
 
@@ -126,12 +159,12 @@ class ResultsFile(_JobFile):
 
         `committed` is a length in bytes.
         Raises DamagedJobError: the file is shorter than that, so committed results are
-        missing from the disk.
+        missing from the disk, or it cannot be used; OSError: the disk is full.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         fresh = not path.exists()
-        self._fd = os.open(path, flags, 0o640)
-        with self._closed_on_error():
+        self._open(path, flags)
+        with self._opening():
             size = os.fstat(self._fd).st_size
             if size < committed:
                 msg = (
@@ -145,6 +178,12 @@ class ResultsFile(_JobFile):
         self.durable = committed
         self.written = committed
         self._pending: list[bytes] = []
+        self._broken: DamagedJobError | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the file could not be written once, and takes nothing more."""
+        return self._broken is not None
 
     @property
     def pending_bytes(self) -> int:
@@ -166,9 +205,18 @@ class ResultsFile(_JobFile):
     def flush(self, lines: list[bytes], length: int) -> None:
         """Write lines that `take` gave and make them last; may run in a thread.
 
-        Raises OSError: the disk is full or failing; the caller must not go on.
+        Raises DamagedJobError: the file cannot be written, and nothing that was taken since
+        its last flush will be; OSError: the disk is full: the same lines may be flushed again.
         """
+        if self._broken is not None:
+            raise self._broken
         if not lines:
             return
-        durable.write_at(self._fd, b"".join(lines), self.durable)
+        try:
+            durable.write_at(self._fd, b"".join(lines), self.durable)
+        except OSError as error:
+            failure = as_damage(self._path, error)
+            # Later lines would follow on a hole.
+            self._broken = failure if isinstance(failure, DamagedJobError) else None
+            raise failure from None
         self.durable = length

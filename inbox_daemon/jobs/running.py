@@ -52,6 +52,8 @@ class RunningJob:
         Raises DamagedJobError: input or committed results are missing from the disk.
         """
         self.record = record
+        # What makes it impossible to go on with this job; the runner gives it up then.
+        self.damage: DamagedJobError | None = None
         self.progress = ledger.progress(record.id)
         self.invalid: dict[int, Fault] = ledger.invalid(record.id) if record.invalid else {}
         self.retries: dict[int, RetryRecord] = ledger.retries(record.id)
@@ -133,7 +135,7 @@ class RunningJob:
     @property
     def dirty(self) -> bool:
         """Whether a commit would change anything."""
-        return self.pending > 0 or self.marks.admitting
+        return (self.pending > 0 or self.marks.admitting) and not self.results.broken
 
     def is_open(self, line: int) -> bool:
         """Return whether a line is a request without an outcome."""

@@ -23,7 +23,7 @@ from inbox_daemon.contract.errors import DamagedJobError, LedgerError
 from inbox_daemon.contract.names import ERRORS, OUTPUT, RETRY, STATUS
 from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.contract.states import BatchStatus, Outcome
-from inbox_daemon.jobs.files import InputFile
+from inbox_daemon.jobs.files import InputFile, as_damage
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool, durable
 
@@ -127,7 +127,11 @@ def _build(
     with _Writer(folder) as files:
         # Walk input and ledger side by side: each request must meet its own outcome.
         entries = ledger.all_entries(record.id)
-        results = os.open(spool.results_path(record.id), os.O_RDONLY | os.O_CLOEXEC)
+        path = spool.results_path(record.id)
+        try:
+            results = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise as_damage(path, error) from None
         try:
             with InputFile(spool.input_path(record.id), record.requests) as source:
                 for ordinal, line in enumerate(source.lines):
@@ -137,7 +141,10 @@ def _build(
                     if entry is None or found != line:
                         msg = f"line {line} of job {record.name} has no outcome; this is a bug"
                         raise LedgerError("outcome_missing", msg)
-                    output = os.pread(results, entry.length, entry.offset)
+                    try:
+                        output = os.pread(results, entry.length, entry.offset)
+                    except OSError as error:
+                        raise as_damage(path, error) from None
                     whole = output[:1] == b"{" and output[-2:] == b"}\n"
                     if len(output) != entry.length or not whole:
                         msg = f"results.part lost the outcome of line {line}"

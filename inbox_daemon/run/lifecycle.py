@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 # A job that is more urgent by this many levels does not wait for the ones that run.
 MORE_URGENT = 0.5
-# How long a job waits whose results could not be published, until that is tried again.
+# How long a job waits whose next step has failed, until that is tried again.
 HELD_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Why a complete job is not published yet, and when that is tried again (monotonic, s)."""
+    """Why a job cannot take its next step, and when that is tried again (monotonic, s)."""
 
     words: str
     until: float
@@ -64,7 +64,7 @@ class Lifecycle:
         self._starting = False
         # One publication at a time, so that two do not count on the same room.
         self._publication, self._publishing = asyncio.Lock(), set[str]()
-        # The complete jobs that wait, by id.
+        # The jobs that wait for the disk, by id.
         self.held: dict[str, Held] = {}
         # Grows while a job is being published: proof of progress.
         self.advanced = 0
@@ -78,7 +78,7 @@ class Lifecycle:
         `running` are the jobs that may run, `room` says whether more may be in flight.
         """
         now = time.time()
-        record = self._jobs.next_queued(now)
+        record = self._jobs.next_queued(now, self._waiting())
         if record is None:
             return
         unspent = [run.record for run in running if not run.marks.spent]
@@ -87,9 +87,14 @@ class Lifecycle:
         if record.ending or (more_urgent if unspent else room):
             self.start(record)
 
+    def _waiting(self) -> set[str]:
+        """Return which jobs are held and not to be tried again yet."""
+        now = time.monotonic()
+        return {job_id for job_id, held in self.held.items() if held.until > now}
+
     def start(self, record: JobRecord) -> None:
-        """Begin a job, unless another is about to begin."""
-        if not self._starting:
+        """Begin a job, unless another is about to begin, or it waits."""
+        if not self._starting and record.id not in self._waiting():
             self._starting = True
             self._beside(self._start(record))
 
@@ -101,15 +106,27 @@ class Lifecycle:
         except DAMAGE as error:
             await self._set_aside(record, error)
             return
+        except OSError as error:  # no room for its folder, or none for another descriptor
+            self._hold(record, f"{record.name} cannot be started: {error.strerror}")
+            return
         finally:
             self._starting = False
+        self.held.pop(record.id, None)
         entry = self._jobs.entries[record.id]
         run.record, entry.run = entry.record, run
         log.info("job_started", extra={"job": record.name, "requests": record.requests})
 
     async def _set_aside(self, record: JobRecord, error: Exception) -> None:
         """Give up a job whose files are damaged; the others are not concerned."""
-        ended = await asyncio.to_thread(quarantine_job, record, self._spool, self._ledger, error)
+        try:
+            ended = await asyncio.to_thread(
+                quarantine_job, record, self._spool, self._ledger, error
+            )
+        except OSError as failure:
+            why = f"{record.name} is damaged and cannot be moved away: {failure.strerror}"
+            self._hold(record, why)
+            return
+        self.held.pop(record.id, None)
         self._jobs.ended(ended)
 
     # -- end ------------------------------------------------------------------------
@@ -130,11 +147,24 @@ class Lifecycle:
     def publish_complete(self) -> None:
         """Publish each job whose requests all have their outcome, beside the loop."""
         for run in self._jobs.runs():
-            job_id, held = run.record.id, self.held.get(run.record.id)
-            due = held is None or held.until <= time.monotonic()
-            if run.complete and due and job_id not in self._publishing:
+            job_id = run.record.id
+            busy = job_id in self._publishing or job_id in self._waiting()
+            if run.complete and not busy:
                 self._publishing.add(job_id)
                 self._beside(self._publish(run))
+
+    def give_up(self, run: RunningJob, error: DamagedJobError) -> None:
+        """Set a running job aside whose files cannot be used, beside the loop."""
+        job_id = run.record.id
+        if job_id not in self._publishing and job_id not in self._waiting():
+            self._publishing.add(job_id)
+            self._beside(self._give_up(run, error))
+
+    async def _give_up(self, run: RunningJob, error: DamagedJobError) -> None:
+        async with self._jobs.entries[run.record.id].changing:
+            run.close()
+            await self._set_aside(run.record, error)
+        self._publishing.discard(run.record.id)
 
     async def _publish(self, run: RunningJob) -> None:
         job_id = run.record.id
@@ -154,10 +184,11 @@ class Lifecycle:
             except OSError as error:  # the disk is full all the same, or failing
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(unbuild, record, self._spool, self._ledger)
-                self._hold(run, f"{error.filename or 'the folder'}: {error.strerror}")
+                where = error.filename or "the folder"
+                self._hold(record, f"the results of {record.name} wait: {where}: {error.strerror}")
             else:
                 if shortage is not None:
-                    self._hold(run, shortage)
+                    self._hold(record, f"the results of {record.name} wait: {shortage}")
                 else:
                     run.close()
                     self.held.pop(job_id, None)
@@ -172,11 +203,10 @@ class Lifecycle:
     def _advance(self) -> None:
         self.advanced += 1
 
-    def _hold(self, run: RunningJob, why: str) -> None:
-        """Let a complete job wait, and the others go on."""
-        job_id, words = run.record.id, f"the results of {run.record.name} wait: {why}"
-        before = self.held.get(job_id)
-        self.held[job_id] = Held(words, time.monotonic() + HELD_S)
+    def _hold(self, record: JobRecord, words: str) -> None:
+        """Let a job wait for a while, and the others go on."""
+        before = self.held.get(record.id)
+        self.held[record.id] = Held(words, time.monotonic() + HELD_S)
         if before is None or before.words != words:
-            log.warning("publication_held", extra={"job": run.record.name, "reason": why})
+            log.warning("job_held", extra={"job": record.name, "reason": words})
             self._jobs.on_change()

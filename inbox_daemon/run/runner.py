@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from inbox_daemon.contract.config import Config
+from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.facts import RunFacts
 from inbox_daemon.contract.hindrances import Hindrance, HindranceCode
 from inbox_daemon.contract.names import ALL
@@ -110,8 +111,8 @@ class Runner:
         code, now, info = HindranceCode, time.monotonic(), self._engine.info
         if self._draining:
             return Hindrance(code.DRAINING, "the daemon is stopping: what runs may finish")
-        if self.disk_short:
-            return Hindrance(code.DISK_SHORT, self.disk_short)
+        if short := self.disk_short or self._commit.disk_full:
+            return Hindrance(code.DISK_SHORT, short)
         if info.state is EngineState.BACKOFF:
             again = (
                 "" if info.retry_in_s is None else f"; it is tried again in {info.retry_in_s:.0f} s"
@@ -173,7 +174,12 @@ class Runner:
             # Give what has arrived its consequence, and a death of the engine its own.
             before = self.finished
             for arrival in self._attempts.take():
-                self._arrivals.take(arrival)
+                flight = arrival.flight
+                try:
+                    self._arrivals.take(arrival)
+                except DamagedJobError as error:
+                    flight.run.damage = error
+                    flight.run.marks.abandon(flight.ordinal)
             if self._suspects.lost and not len(self._attempts):
                 self._suspects.engine_died()
             if self.finished > before:
@@ -182,7 +188,9 @@ class Runner:
             # Bring jobs to their end that were cancelled or have expired; needs no engine.
             for entry in list(self._jobs.entries.values()):
                 record, run = entry.record, entry.run
-                if record.ending is None:
+                if run is not None and run.damage is not None:
+                    self._give_up(run, run.damage)
+                elif record.ending is None:
                     self._lifecycle.expire(record)
                 elif run is not None:
                     self._set_aside_rest(run, record.ending)
@@ -214,7 +222,9 @@ class Runner:
         """Return whether the drain is over: all flights ended, all that finished committed."""
         if not self._draining or len(self._attempts) or self._background:
             return False
-        unsaved = self._commit.further_unsaved or any(r.pending for r in self._jobs.runs())
+        unsaved = self._commit.further_unsaved or any(
+            r.pending and not r.results.broken for r in self._jobs.runs()
+        )
         return not (unsaved or self._suspects.lost)
 
     async def _wait(self) -> None:
@@ -276,7 +286,7 @@ class Runner:
         room = self._governor.window - self.in_flight
         for run in runs:
             marks, now, turns, target = run.marks, time.monotonic(), 0, self._target()
-            while room > 0 and turns < LAUNCHES:
+            while room > 0 and turns < LAUNCHES and run.damage is None:
                 ordinal = marks.next_ordinal(now)
                 if ordinal is None:
                     break
@@ -298,7 +308,9 @@ class Runner:
         return [
             run
             for run in self._jobs.runs(time.time())
-            if run.record.ending is None and not self._jobs.is_paused(run.record)
+            if run.record.ending is None
+            and run.damage is None
+            and not self._jobs.is_paused(run.record)
         ]
 
     def _admit_suspects(self) -> None:
@@ -306,7 +318,7 @@ class Runner:
             if self.in_flight >= self._governor.window:
                 return
             run = self._jobs.run_of(job_id)
-            if run is None or not run.is_open(line):
+            if run is None or run.damage is not None or not run.is_open(line):
                 self._suspects.forget((job_id, line))
             elif run.marks.take_suspect(run.input.ordinal_of(line)):
                 self._launch(run, run.input.ordinal_of(line), self._target())
@@ -314,16 +326,20 @@ class Runner:
     def _launch(self, run: RunningJob, ordinal: int, target: Target) -> int:
         """Send one request, or set an invalid line aside; return how many are in flight."""
         fault = run.invalid.get(run.input.line_of(ordinal))
-        if fault is None:
-            try:
-                raw = run.input.read(ordinal, self._config.limits.max_line_bytes)
-                request = parse_request(raw, self._config.limits)
-            except LineFaultError as error:  # the limits were lowered since
-                fault = error.fault
-            else:
-                self._attempts.launch(run, ordinal, request, target)
-                return 1
-        self._letters.set_aside_invalid(run, ordinal, fault, time.time())
+        try:
+            if fault is None:
+                try:
+                    raw = run.input.read(ordinal, self._config.limits.max_line_bytes)
+                    request = parse_request(raw, self._config.limits)
+                except LineFaultError as error:  # the limits were lowered since
+                    fault = error.fault
+                else:
+                    self._attempts.launch(run, ordinal, request, target)
+                    return 1
+            self._letters.set_aside_invalid(run, ordinal, fault, time.time())
+        except DamagedJobError as error:
+            run.damage = error
+            self.wake()
         return 0
 
     def _target(self) -> Target:
@@ -342,8 +358,22 @@ class Runner:
             if ordinal is None:
                 return
             self._suspects.forget((run.record.id, run.input.line_of(ordinal)))
-            self._letters.set_aside_ended(run, ordinal, reason, time.time())
+            try:
+                self._letters.set_aside_ended(run, ordinal, reason, time.time())
+            except DamagedJobError as error:
+                run.damage = error
+                break
         self.wake()
 
     def _set_aside_poison(self, run: RunningJob, ordinal: int, deaths: int) -> None:
-        self._letters.set_aside_poison(run, ordinal, deaths, time.time())
+        try:
+            self._letters.set_aside_poison(run, ordinal, deaths, time.time())
+        except DamagedJobError as error:
+            run.damage = error
+
+    def _give_up(self, run: RunningJob, error: DamagedJobError) -> None:
+        """Set a job aside whose files cannot be used, once what it has is committed."""
+        if run.in_flight:
+            self._attempts.abort(run)
+        elif not run.dirty and not self._commit.busy:
+            self._lifecycle.give_up(run, error)

@@ -29,12 +29,13 @@ to quarantine/ and is never removed.
     ledger/           LMDB (the room ledger)
 """
 
+from inbox_daemon.spool.durable import DISK_FULL
 from inbox_daemon.spool.inbox import STUCK, Inbox
 from inbox_daemon.spool.jobs import JobFolders
 from inbox_daemon.spool.layout import FOLDERS, holder_of
 from inbox_daemon.spool.rejected import Rejections
 
-__all__ = ["FOLDERS", "STUCK", "Spool", "holder_of"]
+__all__ = ["DISK_FULL", "FOLDERS", "STUCK", "Spool", "holder_of"]
 
 
 class Spool(Inbox, JobFolders, Rejections):

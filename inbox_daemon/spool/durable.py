@@ -24,6 +24,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+# What the calls below raise, by number, where there is no room for what they would write.
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _CAP_LEASE = 28

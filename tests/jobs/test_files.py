@@ -85,7 +85,7 @@ def test_a_failed_opening_leaves_no_descriptor(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "ftruncate", fail)
     monkeypatch.setattr(os, "dup", fail)
     for open_it in (lambda: ResultsFile(path, 4), lambda: InputFile(path, 2)):
-        with pytest.raises(OSError, match="broken"):
+        with pytest.raises(DamagedJobError, match="broken"):
             open_it()
     assert len(list(descriptors.iterdir())) == opened
 
@@ -94,7 +94,7 @@ def test_a_link_in_its_place_is_not_followed(path: Path, tmp_path: Path) -> None
     """The journal writes into its own file only."""
     (tmp_path / "other").write_bytes(b"keep")
     path.symlink_to(tmp_path / "other")
-    with pytest.raises(OSError, match="symbolic"):
+    with pytest.raises(DamagedJobError, match="symbolic"):
         ResultsFile(path, 0)
     assert (tmp_path / "other").read_bytes() == b"keep"
 

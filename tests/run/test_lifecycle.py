@@ -12,6 +12,7 @@ from builders import JOB_ID
 from inbox_daemon.contract.hindrances import HindranceCode
 from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.engine.base import EngineState
+from inbox_daemon.jobs import commit
 from inbox_daemon.publish.folder import publish
 from inbox_daemon.run import lifecycle
 from inbox_daemon.spool import durable
@@ -218,3 +219,104 @@ async def test_a_long_publication_holds_nothing_else_up(
         assert bench.runner.progress[2] > before[2]
     assert bench.status("first")["status"] == "completed"
     assert bench.status("second")["status"] == "cancelled"
+
+
+# -- files that cannot be used ------------------------------------------------------
+
+
+def break_file(monkeypatch: pytest.MonkeyPatch, step: str, job_id: str, error: int) -> None:
+    """Let one kind of call fail from now on for the files of one job, and for no other."""
+
+    def strike(where: object) -> None:
+        if f"/{job_id}/" in str(where):
+            raise OSError(error, os.strerror(error))
+
+    real_open, real_pread, real_write = os.open, os.pread, durable.write_at
+
+    def open_it(path: Path, *rest: Any, **named: Any) -> int:  # noqa: ANN401 - as os.open
+        strike(path)
+        return real_open(path, *rest, **named)
+
+    def read(fd: int, size: int, offset: int) -> bytes:
+        name = str(Path(f"/proc/self/fd/{fd}").readlink())
+        if name.endswith({"line": "input.jsonl", "result": "results.part"}[step]):
+            strike(name)
+        return real_pread(fd, size, offset)
+
+    def write(fd: int, data: bytes, offset: int) -> None:
+        strike(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        real_write(fd, data, offset)
+
+    if step == "open":
+        monkeypatch.setattr(os, "open", open_it)
+    elif step == "write":
+        monkeypatch.setattr(durable, "write_at", write)
+    else:
+        monkeypatch.setattr(os, "pread", read)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENODEV])
+@pytest.mark.parametrize("step", ["open", "line", "write", "result"])
+async def test_a_file_that_cannot_be_used_costs_its_own_job(
+    make: Make, monkeypatch: pytest.MonkeyPatch, step: str, error: int
+) -> None:
+    """That job goes to quarantine/; one beside it and one that comes later are finished."""
+    bench = make()
+    bad = bench.add(*map(line, ids(20)), line("x", 500), name="bad", number=1)
+    bench.add(*map(line, ids(20)), name="beside", number=2)
+    break_file(monkeypatch, step, bad, error)
+    async with bench.running():
+        await bench.until(lambda: bad not in bench.queue.entries)
+        bench.add(line("c"), name="later", number=3)
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.published == ["beside", "later"]
+    ended = next(job for job in bench.queue.recent if job.name == "bad")
+    assert ended.status == "damaged"
+    assert os.strerror(error) in ended.message
+    assert (bench.spool.quarantine / bad / "input.jsonl").exists()
+    prove(bench, "beside")
+    prove(bench, "later")
+
+
+async def test_a_damaged_job_with_requests_in_flight_is_given_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has in flight is taken back; what it had finished before is kept with it."""
+    bench = make(window=4, chunk=2)
+    bad = bench.add(line("a"), line("b", "wait"), *map(line, ids(20)), name="bad", number=1)
+    async with bench.running():
+        await bench.until(lambda: "b" in bench.engine.flying and bench.ledger.progress(bad).ended)
+        break_file(monkeypatch, "line", bad, errno.EIO)
+        await bench.until(lambda: bad not in bench.queue.entries)
+        assert not bench.engine.flying
+    assert (bench.spool.quarantine / bad / "results.part").stat().st_size > 0
+
+
+async def test_a_full_disk_holds_a_commit_up_and_loses_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that cannot be written wait in memory; nothing more is sent until they can."""
+    monkeypatch.setattr(commit, "FULL_PAUSE_S", 0.005)
+    bench, failures = make(), 3
+    bench.add(*map(line, ids(100)))
+    real = durable.write_at
+
+    def write(fd: int, data: bytes, offset: int) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd, data, offset)
+
+    monkeypatch.setattr(durable, "write_at", write)
+    seen = set[HindranceCode | None]()
+    async with bench.running():
+
+        def over() -> bool:
+            found = bench.runner.hindrance()
+            seen.add(found.code if found else None)
+            return not bench.queue.entries
+
+        await bench.until(over)
+    assert HindranceCode.DISK_SHORT in seen
+    prove(bench)
