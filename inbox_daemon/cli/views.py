@@ -55,9 +55,12 @@ def service_status(spool: Spool) -> ServiceStatus | None:
 
 
 def is_fresh(status: ServiceStatus, now: float | None = None) -> bool:
-    """Return whether the document was written lately enough for its daemon to live."""
+    """Return whether the document was written lately enough for its daemon to live.
+
+    One from the future, by a clock that was set back since, is as stale as an old one.
+    """
     age_s = (time.time() if now is None else now) - status.written_at
-    return age_s <= status.stale_after_s
+    return abs(age_s) <= status.stale_after_s
 
 
 def daemon_runs(spool: Spool) -> bool:

@@ -8,6 +8,7 @@ cannot be used; an answer is held in memory whole, up to MAX_BODY_BYTES.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -30,6 +31,9 @@ _NO_SUCH_METHOD = 501
 _SERVER_ERROR = 500
 _NOT_FOUND = 404
 _OK = 200
+# What a request's name in a header may be, so that it can be written into a document.
+_NAME = re.compile(r"[!-~]{1,200}")
+_MAX_WORDS = 500
 # TimeoutError is an OSError; the other two are what a session says that was closed.
 _BROKEN = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
 
@@ -100,7 +104,9 @@ class Client:
             return NoReply(NoReplyKind.CONNECTION, _explain(error))
         if isinstance(answer, NoReply):
             return answer
-        return Reply(response.status, answer, response.headers.get("X-Request-Id", request_id))
+        # A header may hold any bytes, and this one is written into results.
+        named = response.headers.get("X-Request-Id", "")
+        return Reply(response.status, answer, named if _NAME.fullmatch(named) else request_id)
 
     async def health(self) -> Probe:
         """Look at /health.
@@ -226,9 +232,14 @@ def _explain(error: Exception) -> str:
     """Return why a connection failed, in words; what is not known to us in the library's."""
     match error:
         case aiohttp.ClientConnectorDNSError():
-            return f"the name {error.host} cannot be resolved"
+            words = f"the name {error.host} cannot be resolved"
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
-            return f"TLS failed: {error.os_error or error}"[:500]
+            words = f"TLS failed: {error.os_error or error}"
+        case aiohttp.ClientConnectorError() if error.errno:
+            words = os.strerror(error.errno).lower()
         case aiohttp.ClientConnectorError():
-            return os.strerror(error.errno).lower() if error.errno else str(error)[:500]
-    return f"{type(error).__name__}: {error}"[:500]
+            words = str(error)
+        case _:
+            words = f"{type(error).__name__}: {error}"
+    # The library quotes bytes of the server that need not be text.
+    return words[:_MAX_WORDS].encode("utf-8", "backslashreplace").decode()

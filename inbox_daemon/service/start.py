@@ -3,7 +3,8 @@
 Purpose: allocator, garbage collector, signals, the limit of open files, the spool's lock,
 recovery, then the event loop with the parts in it.
 Invariants: one daemon a spool (the lock); the limit of open files is raised before the
-window is bounded by it; the first signal drains, the second leaves at once.
+window is bounded by it; the first signal drains, the second leaves at once; nothing is
+read again at SIGHUP, which drains like SIGTERM unless it was ignored from the start.
 Why the memory settings: glibc gives each thread an arena of its own and
 keeps there what the thread has freed; ours work in turns, so one arena serves them all.
 CPython looks for cycles after every 700 new objects (2,000 since 3.12); hundreds of
@@ -135,8 +136,9 @@ async def _main(
         log.info("stopping")
         daemon.stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
         await daemon.run()
     finally:

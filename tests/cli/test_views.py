@@ -155,9 +155,12 @@ def test_a_writer_in_another_process_is_not_disturbed(spool: Spool) -> None:
     assert writer.returncode == 0
 
 
-@pytest.mark.parametrize(("now", "fresh"), [(1000.0, True), (1010.0, True), (1010.1, False)])
+@pytest.mark.parametrize(
+    ("now", "fresh"),
+    [(1000.0, True), (1010.0, True), (1010.1, False), (995.0, True), (989.9, False)],
+)
 def test_a_document_is_fresh_until_its_own_time_is_over(now: float, fresh: bool) -> None:  # noqa: FBT001 - a table
-    """The document itself says how long it counts."""
+    """The document itself says how long it counts, also by a clock that was set back."""
     assert views.is_fresh(service_status(), now) == fresh
 
 

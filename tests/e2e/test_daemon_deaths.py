@@ -153,10 +153,13 @@ def test_second_signal_leaves_at_once(start_daemon: MakeDaemon) -> None:
     assert len(daemon.check_results("job", lines).results) == 20
 
 
-def test_interrupt_stops_as_well(start_daemon: MakeDaemon) -> None:
-    """Ctrl-C in the foreground drains like SIGTERM."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_interrupt_and_hang_up_stop_as_well(
+    start_daemon: MakeDaemon, number: signal.Signals
+) -> None:
+    """Ctrl-C in the foreground, and a terminal that is closed, drain like SIGTERM."""
     daemon = start_daemon()
-    daemon.signal(signal.SIGINT)
+    daemon.signal(number)
     assert daemon.wait_exit(STOP_S) == 0
 
 
