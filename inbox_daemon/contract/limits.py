@@ -12,6 +12,8 @@ from inbox_daemon.contract.documents import Fault
 MAX_LISTED_FAULTS = 100
 # A folder of outbox/ with its four files, and one that is replaced.
 PUBLICATION_INODES = 6
+# More than the ledger grows by for an order or a refusal.
+ORDER_BYTES = 16 << 20
 
 # What may be accepted later, although nothing about the file changes.
 RETRYABLE = frozenset({"queue_full", "too_many_queued_requests", "name_in_use", "truncated"})
@@ -79,6 +81,17 @@ def publication_shortage(
             f"{floor.min_free_inodes} are kept free: remove some files"
         )
     return None
+
+
+def disk_full(free_bytes: int, floor: DiskConfig) -> str | None:
+    """Say why not even an order is obeyed; None while there is room for what that writes."""
+    reserve = min(floor.min_free_bytes, ORDER_BYTES)
+    if free_bytes >= reserve:
+        return None
+    return (
+        f"the disk is full ({mebibytes(free_bytes)} free, and an order takes up to "
+        f"{mebibytes(reserve)}): free some space"
+    )
 
 
 def mebibytes(count: int) -> str:

@@ -34,6 +34,7 @@ from inbox_daemon.contract.records import DeadLetter, JobRecord
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake import gate
 from inbox_daemon.intake.gate import Pass, Refuse, Wait
+from inbox_daemon.jobs import recovery
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.validation import Served, Validation, validate_file
@@ -130,6 +131,8 @@ class Admission:
     ledger: Ledger
     queue: ActiveJobs
     served: Callable[[], Served]
+    # Whether a full disk has interrupted an answer: nothing is answered before `settle`.
+    unsettled: bool = False
     # What was found out about files that still lie in inbox/ and need not be read again.
     _mismatched: dict[Key, tuple[Signature, str | None]] = field(default_factory=dict)
     _held: dict[Key, tuple[Signature, int]] = field(default_factory=dict)
@@ -168,6 +171,11 @@ class Admission:
     def reject_drop(self, entry: DirEntry, priority: Priority, fault: Fault) -> Answer:
         """Refuse a file that was never claimed; raises as `answer`."""
         return self.carry_out(RejectDrop(entry, priority, fault))
+
+    def settle(self) -> None:
+        """Finish or undo what a full disk has interrupted; raises as `answer`, and OSError."""
+        recovery.settle_claims(self.spool, self.ledger)
+        self.unsettled = False
 
     def forget_others(self, priority: Priority, names: set[str]) -> None:
         """Forget what is known of files of a lane that lie there no more."""
@@ -309,7 +317,12 @@ class Admission:
         )
         self.ledger.accept(record, found.invalid, claim.redriven)
         self.spool.admit(claim.job_id)
-        self.spool.clear_notice(claim.job)
+        # It is a job from here on: what is left to do may wait for room on the disk.
+        try:
+            self.spool.clear_notice(claim.job)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
         self._take_away(claim)
         return record
 
@@ -393,6 +406,9 @@ class Admission:
 
     def _note_stuck(self, key: Key, signature: Signature, error: OSError, what: str) -> Wait:
         """Leave a file that cannot be moved where it is, and let it count once."""
+        if error.errno in DISK_FULL:
+            self.unsettled = True
+            return Wait(f"it was {what}; the disk is full, and it goes once there is room")
         if error.errno not in STUCK:
             raise error
         why = f"it was {what} but cannot be taken away: {error.strerror}; remove it"

@@ -29,7 +29,7 @@ from inbox_daemon.intake.gate import Wait
 from inbox_daemon.intake.settling import FOREIGN_FACTOR, Rota, Settling, Sighting
 from inbox_daemon.intake.watch import Watcher
 from inbox_daemon.jobs.active import ActiveJobs
-from inbox_daemon.spool import STUCK, Spool, durable
+from inbox_daemon.spool import DISK_FULL, STUCK, Spool, durable
 from inbox_daemon.spool.entries import (
     DirEntry,
     Identity,
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 100
 # How many files of a lane are looked at in one scan: a sender decides how many there are.
 MAX_SEEN = 10_000
+_FULL = "the disk is full"
 
 
 @dataclass(slots=True)
@@ -58,7 +59,9 @@ class Intake:
     controller: Controller
     on_change: Callable[[], None]
     waiting: list[WaitingDrop] = field(default_factory=list)
+    # Why nothing is taken, and why not even orders and refusals are carried out; from outside.
     paused: str | None = None
+    full: str | None = None
     problem: str | None = None
     hints_missing: str | None = None
     turned_at: float = field(default_factory=time.monotonic)
@@ -121,6 +124,14 @@ class Intake:
         waiting: list[WaitingDrop] = []
         seen: dict[str | os.PathLike[str], Identity | None] = {}
         self.problem = None
+        if self.admission.unsettled:
+            try:
+                await asyncio.to_thread(self.admission.settle)
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                self.problem = f"{_FULL}: what was being answered is finished once there is room"
+                return
         for lane in Priority:
             identity = await self._scan_lane(lane, waiting)
             if identity is not None:  # else the watcher looks itself: it may be there all the same
@@ -191,7 +202,14 @@ class Intake:
             if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
                 continue
             quiet_s = settling.unchanged_for(entry.name, now)
-            wait = await self._answer(entry, lane, entry.name in settled, quiet_s)
+            try:
+                wait = await self._answer(entry, lane, entry.name in settled, quiet_s)
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                self.admission.unsettled = True
+                waiting.append(WaitingDrop(name=escape(entry.name), why=_FULL, since_s=quiet_s))
+                return
             if wait is not None and len(waiting) < MAX_WAITING:
                 name, since_s = escape(entry.name), round(quiet_s, 1)
                 waiting.append(WaitingDrop(name=name, why=wait.why, since_s=since_s))
@@ -235,6 +253,8 @@ class Intake:
         return Wait("it waits for its job's file")
 
     async def _reject(self, entry: DirEntry, lane: Priority, fault: Fault) -> Wait | None:
+        if self.full:
+            return Wait(self.full)
         answer = await asyncio.to_thread(self.admission.reject_drop, entry, lane, fault)
         self._note(answer)
         return answer.wait
@@ -251,6 +271,8 @@ class Intake:
     async def _order(self, entry: DirEntry, lane: Priority, *, settled: bool) -> Wait | None:
         if not settled:
             return Wait("it has just arrived")
+        if self.full:
+            return Wait(self.full)
         if self._obeyed.get((lane, entry.name)) == entry.signature:
             return Wait("it was obeyed but cannot be taken away; remove it")
         # Carry out a control file, or refuse it with the reason.

@@ -34,15 +34,12 @@ def recover(spool: Spool, ledger: Ledger, ageing_s: float = 3600.0) -> ActiveJob
     `ageing_s` is passed on to them.
     Raises LedgerError, OSError: the spool cannot be read.
     """
-    spool.finish_rejections(lambda reason: _record_refusal(reason, ledger))
-    spool.finish_drops()
-    for path in spool.leftover_claims():  # their drops still lie in inbox/
+    settle_claims(spool, ledger)
+    for path in spool.leftover_claims():
         if path.is_dir():
             durable.remove_tree(path)
-            continue
-        if path.suffix == JOB_SUFFIX:
-            ledger.forget(path.stem)
-        durable.remove_file(path)
+        else:
+            durable.remove_file(path)
     jobs = ActiveJobs(ledger, ageing_s)
     for job_id in spool.running_ids():
         _recover_running(job_id, spool, ledger, jobs)
@@ -61,6 +58,20 @@ def recover(spool: Spool, ledger: Ledger, ageing_s: float = 3600.0) -> ActiveJob
     for ended in ledger.last_endings(RECENT):
         jobs.note(recent_ended(ended))
     return jobs
+
+
+def settle_claims(spool: Spool, ledger: Ledger) -> None:
+    """Finish or undo what intake was doing with a drop when it was interrupted.
+
+    Blocks; no drop may be answered meanwhile.
+    Raises LedgerError, OSError.
+    """
+    spool.finish_rejections(lambda reason: _record_refusal(reason, ledger))
+    spool.finish_drops()
+    for path in spool.leftover_claims():  # their drops still lie in inbox/
+        if path.suffix == JOB_SUFFIX and not path.is_dir():
+            ledger.forget(path.stem)
+            durable.remove_file(path)
 
 
 def _record_refusal(reason: bytes, ledger: Ledger) -> None:

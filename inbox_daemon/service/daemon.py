@@ -18,7 +18,7 @@ import sdnotify
 
 from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.facts import DiskFacts
-from inbox_daemon.contract.limits import disk_shortage
+from inbox_daemon.contract.limits import disk_full, disk_shortage
 from inbox_daemon.publish import retention
 from inbox_daemon.report import health, status
 from inbox_daemon.report.facts import Facts
@@ -111,6 +111,7 @@ class Daemon:
         parts = self.parts
         free = await asyncio.to_thread(parts.spool.free)
         short = disk_shortage(*free, parts.config.disk)
+        parts.intake.full = disk_full(free[0], parts.config.disk)
         if short != parts.runner.disk_short:
             parts.runner.disk_short = parts.intake.paused = short
             log.warning("disk_floor", extra={"reason": short or "there is room again"})

@@ -4,7 +4,7 @@ Purpose: the only code that renames, fsyncs and unlinks; its callers say what is
 where, this module how a move survives a power cut.
 Invariants: a function that returns has its effect on the disk, a folder's entry
 included, unless its docstring says otherwise; nothing is ever replaced except by
-`replace_file`.
+`replace_file` and, on a full disk, `overwrite`.
 Source: what ext4 and XFS kept after a power cut when a step was left out, measured;
 the order is that of borg's `SaveFile`.
 Known limit: Linux only (renameat2, F_SETLEASE).
@@ -118,6 +118,16 @@ def replace_file(path: Path, data: bytes, workplace: Path) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_dir(path.parent)
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Write `data` over the file's old content, with spaces up to its old length.
+
+    Takes no room on the disk where it is no longer than before; a reader may see a part of
+    each for a moment, and a power cut may leave that.
+    """
+    with path.open("r+b", buffering=0) as file:
+        file.write(data.ljust(os.fstat(file.fileno()).st_size))
 
 
 def put_in_place(source: Path, target: Path) -> None:

@@ -81,8 +81,17 @@ class Outbox(Layout):
             durable.remove_empty_dir(folder)
 
     def write_service_status(self, document: bytes) -> None:
-        """Replace outbox/status.json atomically."""
-        durable.replace_file(self.outbox / STATUS, document, self.claimed)
+        """Replace outbox/status.json atomically; on a full disk, over its old content.
+
+        Raises OSError: it cannot be written.
+        """
+        path = self.outbox / STATUS
+        try:
+            durable.replace_file(path, document, self.claimed)
+        except OSError as error:
+            if error.errno not in durable.DISK_FULL or not path.exists():
+                raise
+            durable.overwrite(path, document)
 
     def published_folders(self) -> Iterator[tuple[str, float, int]]:
         """Each folder of outbox/: its name, when it was published, its bytes."""

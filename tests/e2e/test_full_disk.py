@@ -37,9 +37,9 @@ def daemon(make_daemon: MakeDaemon) -> Iterator[DaemonProcess]:
         subprocess.run(["umount", "--lazy", daemon.spool], check=True)
 
 
-def fill(spool: Path, leave: int) -> Path:
+def fill(spool: Path, leave: int, name: str = "ballast") -> Path:
     """Let something else take the disk's room but for `leave` bytes; return it."""
-    ballast = spool / "ballast"
+    ballast = spool / name
     with ballast.open("wb") as file:
         size = shutil.disk_usage(spool).free - leave
         while size > 0:
@@ -67,4 +67,31 @@ def test_results_that_do_not_fit_twice_wait_and_the_next_job_runs(daemon: Daemon
     ballast.unlink()
     assert len(daemon.check_results("large", large).results) == 16
     daemon.wait_status(lambda s: s["status"] == "healthy", "a healthy daemon")
+    assert daemon.status_now()["pid"] == pid
+
+
+def test_orders_and_refusals_wait_while_the_disk_is_full(daemon: DaemonProcess) -> None:
+    """Not even they are carried out, the health goes on being true, and then all is answered."""
+    pid = daemon.status_now()["pid"]
+    ballast = fill(daemon.spool, leave=1 << 20)
+    daemon.wait_status(lambda s: s["worker"]["code"] == "disk_short", "the disk's reading")
+    (daemon.spool / "inbox" / "night.cancel").touch()
+    daemon.drop("bad", [b"no json\n"])
+    shown = daemon.wait_status(
+        lambda s: {drop["name"] for drop in s["waiting"]} == {"night.cancel", "bad.jsonl"},
+        "both among what waits",
+    )
+    assert "the disk is full" in str(shown["waiting"])
+    rest = fill(daemon.spool, leave=0, name="rest")
+    full = daemon.status_now()["seq"]
+    shown = daemon.wait_status(
+        lambda s: s["seq"] > full + 1 and s["disk"]["free_bytes"] == 0, "a health on a full disk"
+    )
+    assert (shown["pid"], shown["worker"]["code"]) == (pid, "disk_short")
+    ballast.unlink()
+    rest.unlink()
+    daemon.wait_empty_inbox()
+    daemon.wait_status(lambda s: s["last_rejected"] is not None, "the refusals")
+    refused = {path.name for path in (daemon.spool / "rejected").iterdir()}
+    assert refused >= {"night.cancel", "night.cancel.reason.json", "bad.jsonl", "bad.reason.json"}
     assert daemon.status_now()["pid"] == pid

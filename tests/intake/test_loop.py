@@ -637,3 +637,69 @@ async def test_an_inbox_that_was_removed_is_made_again(make: Any) -> None:  # no
     desk.spool.check()
     desk.drop()
     assert await turn(intake) == []
+
+
+@pytest.mark.parametrize("step", ["write_file", "make_dir", "move", "sync_dir"])
+@pytest.mark.parametrize("content", [GOOD, BAD], ids=["good", "bad"])
+async def test_a_full_disk_in_the_middle_of_an_answer_is_a_wait(
+    make: Any,  # noqa: ANN401 - a factory
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    content: bytes,
+) -> None:
+    """Whichever step of it fails, the drop waits, and is answered once when there is room."""
+    desk = make(intake={"settle_s": 1e-6})
+    intake, room = intake_of(desk), True
+    real = getattr(durable, step)
+
+    def fail(*parts: Any, **named: Any) -> object:  # noqa: ANN401 - as the call takes them
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*parts, **named)
+
+    monkeypatch.setattr(durable, step, fail)
+    watcher = cast("Any", DeafWatcher())
+    desk.drop(content)
+    room, held = False, list[str | None]()
+    for _ in range(3):
+        await intake._scan_all(watcher)
+        held += [drop.why for drop in intake.waiting] + [intake.problem]
+    room = True
+    for _ in range(3):
+        await intake._scan_all(watcher)
+    assert intake.problem is None
+    assert_idle(desk.spool)
+    if content == GOOD:
+        assert [entry.record.name for entry in desk.queue.entries.values()] == ["job"]
+    else:
+        assert list(desk.reasons()) == ["job.reason.json"]
+        assert desk.status()["status"] == "failed"
+    assert any(words and "disk" in words for words in held) or step not in USED[content]
+
+
+# The steps that an answer takes, but for its copy, which is another call.
+USED = {GOOD: {"move", "sync_dir"}, BAD: {"write_file", "make_dir", "move", "sync_dir"}}
+
+
+class DeafWatcher:
+    """A watcher that is not there."""
+
+    reason = None
+
+    def check(self, seen: object) -> None:
+        """Look at nothing."""
+
+
+async def test_nothing_is_obeyed_or_refused_while_the_disk_is_full(make: Any) -> None:  # noqa: ANN401 - a factory
+    """Orders and refusals wait with the reason, and are carried out afterwards."""
+    desk = make(intake={"settle_s": 1e-6, "incomplete_s": 1e-6})
+    intake = intake_of(desk)
+    intake.full = intake.paused = "the disk is full (0 MiB free)"
+    (desk.spool.inbox / "job.cancel").touch()
+    desk.drop(BAD, "no name")
+    assert sorted(await turn(intake, 3)) == ["job.cancel", "no name.jsonl"]
+    assert cast("Any", intake.controller).given == []
+    intake.full = intake.paused = None
+    assert await turn(intake, 3) == []
+    assert cast("Any", intake.controller).given == [Command("job", Order.CANCEL)]
+    assert names(desk.spool.rejected) >= {"no_name.jsonl", "no_name.reason.json"}

@@ -1,11 +1,13 @@
 """outbox/: results and notices, whole or not at all."""
 
+import errno
 import os
 
+import orjson
 import pytest
 
 from builders import JOB_ID
-from inbox_daemon.spool import Spool
+from inbox_daemon.spool import Spool, durable
 from spool_files import NOTICE, build, names
 
 # -- notices ------------------------------------------------------------------------
@@ -90,3 +92,26 @@ def test_published_folders_are_listed_and_removed_whole(spool: Spool) -> None:
     spool.remove_published("job")
     assert names(spool.outbox) == {"foreign", "status.json"}
     assert names(spool.claimed) == set()
+
+
+def test_the_health_is_written_over_its_old_self_on_a_full_disk(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no further file has room the document is still whole JSON, and later replaced again."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = spool.outbox / "status.json"
+    spool.write_service_status(b'{"seq": 1, "reasons": ["a long sentence"]}\n')
+    size = path.stat().st_size
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "write_file", full)
+        spool.write_service_status(b'{"seq": 2}\n')
+        path.rename(path.with_name("kept"))
+        with pytest.raises(OSError, match="No space"):
+            spool.write_service_status(b"{}")
+        path.with_name("kept").rename(path)
+    assert (orjson.loads(path.read_bytes()), path.stat().st_size) == ({"seq": 2}, size)
+    spool.write_service_status(b"{}")
+    assert path.read_bytes() == b"{}"
