@@ -40,13 +40,17 @@ _STATUS = {
 }
 
 
-def needed_bytes(record: JobRecord, spool: Spool, failed: int) -> int:
+def needed_bytes(record: JobRecord, spool: Spool, ledger: Ledger, failed: int) -> int:
     """Return how much a job's folder will take on the disk, at most, in bytes.
+
+    Nothing where it was built already, and only its move or what comes after it is left.
 
     Its results lie there twice until it is published, because they are put in order; of a
     job with `failed` requests its input may, in retry.jsonl.
     Raises DamagedJobError: a file of the job is gone; OSError.
     """
+    if _is_built(record, ledger):
+        return 0
     try:
         results = spool.results_path(record.id).stat().st_size
         requests = spool.input_path(record.id).stat().st_size if failed else 0

@@ -197,7 +197,7 @@ class Lifecycle:
 
     def _shortage(self, record: JobRecord, failed: int) -> str | None:
         """Return why the disk has no room for a job's folder; blocks, use a thread."""
-        needed = needed_bytes(record, self._spool, failed)
+        needed = needed_bytes(record, self._spool, self._ledger, failed)
         return publication_shortage(*self._spool.free(), needed, self._floor)
 
     def _advance(self) -> None:

@@ -18,6 +18,7 @@ from inbox_daemon.run import lifecycle
 from inbox_daemon.spool import durable
 from run_checks import Make, ids, prove
 from scripted_runner import PATIENCE_S, Bench, line
+from spool_files import names
 
 # -- pauses, cancels, expiry --------------------------------------------------------
 
@@ -190,6 +191,32 @@ async def test_an_error_of_the_disk_is_a_wait_and_no_end(
         await bench.until(over)
     assert failures == 0
     assert all(os.strerror(error) in words for words in held)
+    prove(bench)
+
+
+async def test_a_job_that_was_shown_is_never_damaged(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its own folder cannot be removed after the move, that alone is tried again."""
+    monkeypatch.setattr(lifecycle, "HELD_S", 0.005)
+    bench, failures = make(), 3
+    job_id = bench.add(line("a"))
+    room_for(bench, 200_000)
+    remove = durable.remove_tree
+
+    def fail(path: Path) -> None:
+        nonlocal failures
+        if path == bench.spool.running / job_id and failures:
+            failures -= 1
+            (path / "results.part").unlink(missing_ok=True)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        remove(path)
+
+    monkeypatch.setattr(durable, "remove_tree", fail)
+    await bench.finish()
+    assert failures == 0
+    assert bench.published == ["job"]
+    assert names(bench.spool.quarantine) == set()
     prove(bench)
 
 
