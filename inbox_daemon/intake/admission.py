@@ -172,10 +172,17 @@ class Admission:
         """Refuse a file that was never claimed; raises as `answer`."""
         return self.carry_out(RejectDrop(entry, priority, fault))
 
-    def settle(self) -> None:
-        """Finish or undo what a full disk has interrupted; raises as `answer`, and OSError."""
+    def settle(self) -> list[JobRecord]:
+        """Finish or undo what a full disk has interrupted; return the jobs that this queued.
+
+        Raises as `answer`, and OSError.
+        """
         recovery.settle_claims(self.spool, self.ledger)
+        durable.sync_dir(self.spool.queued)
+        unknown = [job_id for job_id in self.spool.queued_ids() if not self.queue.knows(job_id)]
+        queued = [record for record in map(self.ledger.job, unknown) if record is not None]
         self.unsettled = False
+        return queued
 
     def forget_others(self, priority: Priority, names: set[str]) -> None:
         """Forget what is known of files of a lane that lie there no more."""

@@ -126,7 +126,8 @@ class Intake:
         self.problem = None
         if self.admission.unsettled:
             try:
-                await asyncio.to_thread(self.admission.settle)
+                for job in await asyncio.to_thread(self.admission.settle):
+                    self._note(Answer(queued=job))
             except OSError as error:
                 if error.errno not in DISK_FULL:
                     raise

@@ -25,6 +25,10 @@ COMMIT_BYTES = 8 << 20
 FULL_PAUSE_S = 1.0
 
 
+class _DiskFullError(OSError):
+    """Results could not be written; unlike a failed transaction this may be tried again."""
+
+
 class FurtherState(Protocol):
     """What else the same transaction makes last, when it has changed."""
 
@@ -47,8 +51,11 @@ class GroupCommit:
         self._interval_s, self._reorder = run.commit_interval_s, run.reorder
         self._committed_at = time.monotonic()
         self.busy = False
-        # Why a commit waits in its middle, in words.
+        # Why a commit waits in its middle, in words, and how often one has waited.
         self.disk_full: str | None = None
+        self.waits = 0
+        # Set from outside: a commit does not wait any more.
+        self.draining = False
         self._writing_further = False
 
     @property
@@ -87,21 +94,46 @@ class GroupCommit:
         state = self._further.take_state() if self._writing_further else {}
         # From here, not from its end: what arrives during a slow commit waits no longer.
         self._committed_at = time.monotonic()
-        for run, batch in await asyncio.to_thread(self._write, batches, state):
+        unwritten, written = list(batches), list[tuple[RunningJob, Batch]]()
+        while True:
+            try:
+                await asyncio.to_thread(self._write, unwritten, written, state)
+            except _DiskFullError as error:
+                # The results are in memory alone, and nothing more is sent until they are written.
+                if self.draining:
+                    raise
+                self.disk_full = f"results wait to be written: {error}"
+                self.waits += 1
+                await asyncio.sleep(FULL_PAUSE_S)
+            else:
+                self.disk_full = None
+                break
+        for run, batch in written:
             run.committed(batch)
         self._writing_further = self.busy = False
 
     def _write(
-        self, batches: list[tuple[RunningJob, Batch]], state: dict[str, bytes | None]
-    ) -> list[tuple[RunningJob, Batch]]:
-        """Write everything, and put each new chunk in order; return the batches that count."""
-        written = []
-        for run, batch in batches:
+        self,
+        unwritten: list[tuple[RunningJob, Batch]],
+        written: list[tuple[RunningJob, Batch]],
+        state: dict[str, bytes | None],
+    ) -> None:
+        """Write everything, and put each new chunk in order; blocks, in a thread.
+
+        What is written moves to the other list, so that after an error it goes on from there.
+        """
+        while unwritten:
+            run, batch = unwritten[0]
             try:
-                self._flush(run, batch)
+                run.results.flush(batch.lines, batch.length)
                 written.append((run, batch))
             except DamagedJobError as error:
                 run.damage = error
+            except OSError as error:
+                if error.errno in DISK_FULL:
+                    raise _DiskFullError(error.errno, error.strerror) from None
+                raise
+            del unwritten[0]
         self._ledger.checkpoint([batch.checkpoint for _, batch in written], state)
         for run, batch in written if self._reorder else []:
             chunk = batch.chunk
@@ -113,18 +145,3 @@ class GroupCommit:
                 batch.chunk = [chunk[i] for i in ordering.order(lines, long_first=last)]
             except DamagedJobError as error:
                 run.damage = error
-        return written
-
-    def _flush(self, run: RunningJob, batch: Batch) -> None:
-        """Write a job's results; wait while the disk is full, as they are in memory alone."""
-        while True:
-            try:
-                run.results.flush(batch.lines, batch.length)
-            except OSError as error:
-                if error.errno not in DISK_FULL:
-                    raise
-                self.disk_full = f"the results of {run.record.name} wait: {error.strerror}"
-                time.sleep(FULL_PAUSE_S)
-            else:
-                self.disk_full = None
-                return

@@ -9,18 +9,24 @@ requests; they differ where the file has blank lines.
 
 import errno
 import os
+import time
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.spool import durable
 
+T = TypeVar("T")
 _READ_BYTES = 1 << 20
 _GUESS_BYTES = 8192
+# How often a call is made before its error is believed, and the pause between, in seconds: a
+# path to a disk that was lost for a moment costs no job.
+_TRIES = 3
+_PAUSE_S = 0.02
 # The errors that belong to the one file that they met; the rest, such as too little memory or
 # too many descriptors, is the process's own trouble.
 _OF_THE_FILE = frozenset(
@@ -36,6 +42,21 @@ def as_damage(path: Path, error: OSError) -> Exception:
     if error.errno not in _OF_THE_FILE:
         return error
     return DamagedJobError("file_unusable", f"{path} cannot be used: {error.strerror}")
+
+
+def tried(path: Path, call: Callable[[], T]) -> T:
+    """Return what a call on a job's file returns; try again where the file fails.
+
+    Raises DamagedJobError: it failed each time; OSError: it is not the file's own error.
+    """
+    for number in range(1, _TRIES + 1):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in _OF_THE_FILE or number == _TRIES:
+                raise as_damage(path, error) from None
+        time.sleep(_PAUSE_S)
+    raise AssertionError
 
 
 class _JobFile:
@@ -58,10 +79,7 @@ class _JobFile:
 
     def _open(self, path: Path, flags: int) -> None:
         self._path = path
-        try:
-            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise as_damage(path, error) from None
+        self._fd = tried(path, lambda: os.open(path, flags | os.O_CLOEXEC, 0o640))
 
     @contextmanager
     def _opening(self) -> Iterator[None]:
@@ -137,17 +155,20 @@ class InputFile(_JobFile):
         # The line that starts at an offset, without its newline, cut at `limit` bytes.
         start = self._starts[ordinal]
         try:
-            data = os.pread(self._fd, min(_GUESS_BYTES, wanted), start)
-            end = data.find(b"\n")
-            while end < 0 and len(data) < wanted:
-                more = os.pread(self._fd, min(len(data), wanted - len(data)), start + len(data))
-                if not more:
-                    return data
-                end = more.find(b"\n")
-                end = end + len(data) if end >= 0 else end
-                data += more
-        except OSError as error:
-            raise as_damage(self._path, error) from None
+            return self._read(start, wanted)
+        except OSError:
+            return tried(self._path, lambda: self._read(start, wanted))
+
+    def _read(self, start: int, wanted: int) -> bytes:
+        data = os.pread(self._fd, min(_GUESS_BYTES, wanted), start)
+        end = data.find(b"\n")
+        while end < 0 and len(data) < wanted:
+            more = os.pread(self._fd, min(len(data), wanted - len(data)), start + len(data))
+            if not more:
+                return data
+            end = more.find(b"\n")
+            end = end + len(data) if end >= 0 else end
+            data += more
         return data if end < 0 else data[:end]
 
 
@@ -172,9 +193,9 @@ class ResultsFile(_JobFile):
                 )
                 raise DamagedJobError("results_short", msg)
             if size > committed:
-                os.ftruncate(self._fd, committed)
+                tried(path, lambda: os.ftruncate(self._fd, committed))
             if fresh:
-                durable.sync_dir(path.parent)
+                tried(path, lambda: durable.sync_dir(path.parent))
         self.durable = committed
         self.written = committed
         self._pending: list[bytes] = []
@@ -212,11 +233,11 @@ class ResultsFile(_JobFile):
             raise self._broken
         if not lines:
             return
+        data = b"".join(lines)
         try:
-            durable.write_at(self._fd, b"".join(lines), self.durable)
-        except OSError as error:
-            failure = as_damage(self._path, error)
-            # Later lines would follow on a hole.
-            self._broken = failure if isinstance(failure, DamagedJobError) else None
-            raise failure from None
+            # All of it each time: after a failed fsync the kernel may have dropped its pages.
+            tried(self._path, lambda: durable.write_at(self._fd, data, self.durable))
+        except DamagedJobError as error:
+            self._broken = error  # later lines would follow on a hole
+            raise
         self.durable = length

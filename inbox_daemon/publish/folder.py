@@ -23,7 +23,7 @@ from inbox_daemon.contract.errors import DamagedJobError, LedgerError
 from inbox_daemon.contract.names import ERRORS, OUTPUT, RETRY, STATUS
 from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.contract.states import BatchStatus, Outcome
-from inbox_daemon.jobs.files import InputFile, as_damage
+from inbox_daemon.jobs.files import InputFile, as_damage, tried
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool, durable
 
@@ -132,10 +132,7 @@ def _build(
         # Walk input and ledger side by side: each request must meet its own outcome.
         entries = ledger.all_entries(record.id)
         path = spool.results_path(record.id)
-        try:
-            results = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise as_damage(path, error) from None
+        results = tried(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         try:
             with InputFile(spool.input_path(record.id), record.requests) as source:
                 for ordinal, line in enumerate(source.lines):

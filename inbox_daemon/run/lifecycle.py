@@ -64,8 +64,9 @@ class Lifecycle:
         self._starting = False
         # One publication at a time, so that two do not count on the same room.
         self._publication, self._publishing = asyncio.Lock(), set[str]()
-        # The jobs that wait for the disk, by id.
+        # The jobs that wait for the disk, by id, and how often one has been put off.
         self.held: dict[str, Held] = {}
+        self.holds = 0
         # Grows while a job is being published: proof of progress.
         self.advanced = 0
         self._expiring: set[str] = set()
@@ -205,6 +206,7 @@ class Lifecycle:
 
     def _hold(self, record: JobRecord, words: str) -> None:
         """Let a job wait for a while, and the others go on."""
+        self.holds += 1
         before = self.held.get(record.id)
         self.held[record.id] = Held(words, time.monotonic() + HELD_S)
         if before is None or before.words != words:

@@ -213,7 +213,7 @@ class Runner:
 
         `run` returns once everything that has finished is committed.
         """
-        self._draining = True
+        self._draining = self._commit.draining = True
         self.wake()
         await self._attempts.finish(grace_s)
         self.wake()

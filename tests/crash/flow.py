@@ -38,11 +38,12 @@ from inbox_daemon.contract.states import Priority
 from inbox_daemon.engine.base import NoReply, Reply
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.intake.watch import Watcher
+from inbox_daemon.jobs import commit
 from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish import retention
 from inbox_daemon.report.status import build
-from inbox_daemon.run import arrivals
+from inbox_daemon.run import arrivals, lifecycle
 from inbox_daemon.service.daemon import Daemon
 from inbox_daemon.service.parts import assemble
 from inbox_daemon.spool import Spool
@@ -53,6 +54,8 @@ DAY_S = 86400.0
 # A drop is answered by its second scan; a fault may cost some more.
 MAX_SCANS = 30
 PATIENCE_S = 30.0
+# So often a job or a commit may be put off for the disk until that counts as stuck.
+MAX_WAITS = 20
 LONGEST_RUN_S = 120
 _PR_SET_PTRACER, _PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
 
@@ -242,17 +245,22 @@ class Flow:
         await self._report()
 
     async def _answered(self, done: Callable[[], bool], loop: asyncio.Task[None]) -> None:
-        scans, deadline = 0, time.monotonic() + PATIENCE_S
+        scans, deadline, waits = 0, time.monotonic() + PATIENCE_S, self.waits()
         while self.waiting() or not done():
             if loop.done():
                 loop.result()
-            if scans > MAX_SCANS or time.monotonic() > deadline:
+            late = time.monotonic() > deadline or self.waits() - waits > MAX_WAITS
+            if scans > MAX_SCANS or late:
                 raise StuckError([drop.why for drop in self.intake.waiting])
-            if self.waiting():
+            if self.waiting() or self.intake.admission.unsettled:
                 await self.intake._scan_all(cast("Watcher", DeafWatcher()))
                 scans += 1
             else:
                 await asyncio.sleep(0.001)
+
+    def waits(self) -> int:
+        """How often something was put off because the disk is full or failing."""
+        return self.runner._lifecycle.holds + self.runner._commit.waits
 
     def waiting(self) -> list[Path]:
         """What lies in inbox/."""
@@ -333,7 +341,7 @@ def run(base: Path) -> int:
     os.umask(0o027)
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING)
-    arrivals.BACKOFF_BASE_S = 0.001
+    arrivals.BACKOFF_BASE_S = lifecycle.HELD_S = commit.FULL_PAUSE_S = 0.001
     try:
         flow = Flow(base)
         try:
