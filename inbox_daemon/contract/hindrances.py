@@ -24,7 +24,7 @@ class HindranceCode(StrEnum):
     GOVERNOR_CLOSED = "governor_closed"
     ALL_PAUSED = "all_paused"
     JOBS_PAUSED = "jobs_paused"
-    PUBLICATION_HELD = "publication_held"
+    JOBS_HELD = "jobs_held"
     BISECTION = "bisection"
 
 

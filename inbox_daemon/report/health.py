@@ -21,7 +21,7 @@ _ERRORS = frozenset(
         HindranceCode.ENGINE_DOUBTED,
     }
 )
-_UNHEALTHY = _ERRORS | {HindranceCode.DISK_SHORT, HindranceCode.PUBLICATION_HELD}
+_UNHEALTHY = _ERRORS | {HindranceCode.DISK_SHORT, HindranceCode.JOBS_HELD}
 # The engine loads whether there is work or not; without work that hinders nothing.
 _LOADING = frozenset({HindranceCode.ENGINE_STARTING, HindranceCode.ENGINE_STOPPED})
 # Requests run all the same, or will in a moment.

@@ -136,7 +136,7 @@ class Runner:
         if held := self._lifecycle.held:
             records = [entry.record for entry in self._jobs.entries.values()]
             if all(record.id in held or self._jobs.is_paused(record) for record in records):
-                return Hindrance(code.PUBLICATION_HELD, next(iter(held.values())).words)
+                return Hindrance(code.JOBS_HELD, next(iter(held.values())).words)
         if info.state is not EngineState.READY:
             return Hindrance(*_NOT_READY[info.state])
         # An engine's flights must all have come back before the next one gets any, and
@@ -268,7 +268,7 @@ class Runner:
 
     # -- admit ----------------------------------------------------------------------
 
-    def _admit(self) -> None:
+    def _admit(self) -> None:  # noqa: C901 - one step after the other
         """Fill the window: suspects alone while there are any, else the jobs by urgency."""
         self.limited = False
         self._suspects.postpone_paused()
@@ -276,6 +276,8 @@ class Runner:
         if hindrance is not None:
             if hindrance.code is HindranceCode.BISECTION:
                 self._admit_suspects()
+            if hindrance.code is HindranceCode.JOBS_HELD:  # it may be their start that waits
+                self._lifecycle.start_next([], room=True)
             return
         runs = self._admittable()
         tried = self._suspects.left_to_try(runs, self._arrivals.refused)

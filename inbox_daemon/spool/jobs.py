@@ -19,9 +19,14 @@ class JobFolders(Outbox):
         return after(JobState.CLAIMED, Event.ADMIT)
 
     def start(self, job_id: str) -> JobState:
-        """Move a queued job to running/<id>/."""
+        """Move a queued job to running/<id>/; may be repeated after an error in its middle."""
         durable.make_dir(self.running / job_id)
-        durable.move(self.queued / f"{job_id}.jsonl", self.input_path(job_id))
+        source, target = self.queued / f"{job_id}.jsonl", self.input_path(job_id)
+        if target.exists() and not source.exists():
+            durable.sync_dir(target.parent)
+            durable.sync_dir(source.parent)
+        else:
+            durable.move(source, target)
         return after(JobState.QUEUED, Event.START)
 
     def publish(self, job_id: str, name: str) -> str:

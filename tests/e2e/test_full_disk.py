@@ -56,7 +56,7 @@ def test_results_that_do_not_fit_twice_wait_and_the_next_job_runs(daemon: Daemon
     pid = daemon.status_now()["pid"]
     daemon.drop("large", large)
     shown = daemon.wait_status(
-        lambda s: s["worker"]["code"] == "publication_held", "the results that wait"
+        lambda s: s["worker"]["code"] == "jobs_held", "the results that wait"
     )
     assert (shown["status"], shown["worker"]["state"]) == ("unhealthy", "paused")
     assert "the results of large wait: they need 1" in shown["worker"]["reason"]

@@ -153,7 +153,7 @@ async def test_results_without_room_wait_and_the_others_go_on(
         assert words.startswith("the results of large wait: they need 1 MiB more")
         found = bench.runner.hindrance()
         assert found is not None
-        assert (found.code, found.words) == (HindranceCode.PUBLICATION_HELD, words)
+        assert (found.code, found.words) == (HindranceCode.JOBS_HELD, words)
         assert not bench.spool.build_path(f"{JOB_ID[:-1]}1").exists()
         disk["spare"] = 10_000_000
         await bench.until(lambda: not bench.queue.entries)
@@ -346,4 +346,29 @@ async def test_a_full_disk_holds_a_commit_up_and_loses_nothing(
 
         await bench.until(over)
     assert HindranceCode.DISK_SHORT in seen
+    prove(bench)
+
+
+@pytest.mark.parametrize("step", ["make_dir", "rename_noreplace", "sync_dir"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+async def test_a_job_that_cannot_be_started_is_tried_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, step: str, error: int
+) -> None:
+    """Whichever step of its start fails, the job waits with its reason and runs in the end."""
+    monkeypatch.setattr(lifecycle, "HELD_S", 0.005)
+    bench, failures = make(), 2
+    bench.add(line("a"))
+    real, running = getattr(durable, step), bench.spool.running
+
+    def fail(*paths: Path) -> None:
+        nonlocal failures
+        if failures and any(running in (path, *path.parents) for path in paths):
+            failures -= 1
+            raise OSError(error, os.strerror(error))
+        real(*paths)
+
+    monkeypatch.setattr(durable, step, fail)
+    await bench.finish()
+    assert failures == 0
+    assert bench.published == ["job"]
     prove(bench)
