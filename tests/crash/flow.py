@@ -246,7 +246,7 @@ class Flow:
 
     async def _answered(self, done: Callable[[], bool], loop: asyncio.Task[None]) -> None:
         scans, deadline, waits = 0, time.monotonic() + PATIENCE_S, self.waits()
-        while self.waiting() or not done():
+        while self.waiting() or self.intake.admission.unsettled or not done():
             if loop.done():
                 loop.result()
             late = time.monotonic() > deadline or self.waits() - waits > MAX_WAITS
