@@ -350,8 +350,17 @@ def _explain(error: ValidationError, source: Path | None) -> str:
         else:
             words = fault["msg"].removeprefix("Value error, ")
             words = f"{key}: {words}" if key else words
-            lines.append(f"{words} (got {fault['input']!r})"[:300])
+            # Not a whole section, nor what may be a secret.
+            found = fault["input"]
+            shown = without_password(found) if isinstance(found, str) else found
+            plain = isinstance(found, str | int | float) and "env" not in fault["loc"]
+            lines.append((f"{words} (got {shown!r})" if plain else words)[:300])
     return f"{where} cannot be used: " + "; ".join(lines)
+
+
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown: without the user and password in it."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _explain_json() -> str:

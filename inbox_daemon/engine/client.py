@@ -18,6 +18,7 @@ import aiohttp
 import orjson
 
 from inbox_daemon import __version__
+from inbox_daemon.contract.config import without_password
 from inbox_daemon.engine.base import Load, NoReply, NoReplyKind, Reply
 from inbox_daemon.engine.load import parse_load
 
@@ -242,4 +243,4 @@ def _explain(error: Exception) -> str:
         case _:
             words = f"{type(error).__name__}: {error}"
     # The library quotes bytes of the server that need not be text.
-    return words[:_MAX_WORDS].encode("utf-8", "backslashreplace").decode()
+    return without_password(words)[:_MAX_WORDS].encode("utf-8", "backslashreplace").decode()

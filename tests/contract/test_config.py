@@ -325,3 +325,21 @@ def test_a_configuration_never_changes() -> None:
 def test_the_served_name_is_the_models_last_part(engine: dict[str, str], name: str) -> None:
     """Requests use the configured name, else the last part of the model's path."""
     assert EngineConfig.model_validate(engine).served_name == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'spool = "relative"\n[engine.env]\nHF_TOKEN = "s3cret"\n',
+        'spool = "/x"\n[engine.env]\nHF_TOKEN = ["s3cret"]\n',
+        'spool = "/x"\n[endpoint]\nurl = "ftp://me:s3cret@host"\n',
+    ],
+)
+def test_no_message_shows_a_secret(tmp_path: Path, text: str) -> None:
+    """What is wrong is said without the rest of the file, a variable or a password."""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        config.load(path)
+    assert "cannot be used" in refused.value.message
+    assert "s3cret" not in refused.value.message

@@ -127,6 +127,13 @@ async def test_an_endpoint_that_refuses_connections_is_shown_as_that(tmp_path: P
     assert f"{address}; start it there, or correct [endpoint] url" in sentence
 
 
+async def test_a_password_in_the_address_is_not_shown(tmp_path: Path) -> None:
+    """The sentence goes into the health and the log, and both are read by others."""
+    sentence = await refused(f"http://me:s3cret@127.0.0.1:{free_port()}", tmp_path)
+    assert "http://127.0.0.1:" in sentence
+    assert "s3cret" not in sentence
+
+
 async def test_a_socket_that_is_missing_is_shown_as_that(tmp_path: Path) -> None:
     """The sentence names the Unix socket that does not exist."""
     assert "no such file or directory" in await refused(f"unix:{tmp_path}/none", tmp_path)

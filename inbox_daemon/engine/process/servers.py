@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+from inbox_daemon.contract.config import without_password
 from inbox_daemon.engine.base import EngineKind
 from inbox_daemon.engine.process.child import Child, Launch
 from inbox_daemon.engine.process.diagnosis import OWN_COMMAND, VLLM, explain, known_cause
@@ -191,7 +192,8 @@ class RemoteServer(Server):
 
     def explain(self, what: str) -> str:
         """Name the server, and what to do."""
-        return f"{what}: {self._address}; start it there, or correct [endpoint] url"
+        shown = without_password(self._address)
+        return f"{what}: {shown}; start it there, or correct [endpoint] url"
 
 
 class MissingServer(Server):
