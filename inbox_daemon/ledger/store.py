@@ -181,10 +181,18 @@ class Store:
             msg = f"the ledger cannot be copied: {error}; free some disk space"
             raise LedgerError("ledger_write_failed", msg) from None
 
+    def clear_dead_readers(self) -> int:
+        """Forget the readers that were killed in a transaction; return how many there were.
+
+        LMDB keeps every page that they could see, so the file would grow with each commit.
+        """
+        with self._lock:
+            return int(self._env.reader_check())
+
     def readers(self) -> list[int]:
         """Return the process ids of others that have a transaction open; dead ones not."""
+        self.clear_dead_readers()
         with self._lock:
-            self._env.reader_check()
             rows = self._env.readers().splitlines()[1:]
         return sorted({int(row.split()[0]) for row in rows if row.strip()} - {os.getpid()})
 

@@ -132,6 +132,7 @@ class Daemon:
                 )
             except OSError as error:  # a folder that is being fetched away; the next time then
                 log.warning("retention_failed", extra={"reason": str(error)})
+            await asyncio.to_thread(parts.ledger.clear_dead_readers)
             await asyncio.sleep(RETENTION_TICK_S)
 
     # -- the status -----------------------------------------------------------------

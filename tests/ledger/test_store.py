@@ -225,3 +225,20 @@ def test_a_failed_write_is_an_error_that_ends_the_daemon(
             ledger.accept(job_record(), [])
     assert caught.value.code == "ledger_write_failed"
     assert ledger.jobs() == []
+
+
+def test_a_reader_that_was_killed_is_forgotten(folder: Path, reopen: Open) -> None:
+    """Its place in the reader table, which keeps old pages, is cleared."""
+    ledger = reopen()
+    ledger.put_state("x", b"1")
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from inbox_daemon.ledger import Ledger\n"
+        "with Ledger(Path(sys.argv[1]), readonly=True)._read():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert ledger.clear_dead_readers() == 1
+    assert ledger.clear_dead_readers() == 0
