@@ -90,6 +90,9 @@ def publish(
         ledger.update(record.model_copy(update={"finished_at": None}))
     if shown is None:
         shown = spool.publish(record.id, record.name)
+    else:
+        # It may have been moved by an attempt that failed before the move was on the disk.
+        durable.sync_dir(spool.outbox)
     record = _finished(record, ledger).model_copy(update={"outbox": shown})
     ledger.finish(record, job_documents.ended_job(record))
     spool.discard(record.id)

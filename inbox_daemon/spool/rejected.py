@@ -72,6 +72,7 @@ class Rejections(Layout):
             if file and self.claim_path(job_id).exists():
                 durable.move(self.claim_path(job_id), self.rejected / file)
             if file and os.path.lexists(self.rejected / file):
+                durable.sync_dir(self.rejected)  # as an earlier attempt may not have come so far
                 record(note.read_bytes())
                 self._explain(job_id, file)
             else:

@@ -123,7 +123,8 @@ class _Witness:
 
         async def published(this: Lifecycle, run: RunningJob) -> None:
             await publish(this, run)
-            self.tell("published", job=run.record.name)
+            if run.record.id not in this._jobs.entries:  # else it waits for the disk
+                self.tell("published", job=run.record.name)
 
         def recovered(spool: Spool, ledger: Ledger, ageing_s: float) -> ActiveJobs:
             queue: ActiveJobs = recover(spool, ledger, ageing_s)
