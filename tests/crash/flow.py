@@ -388,22 +388,29 @@ def serve() -> None:
     """
     gc.freeze()  # or each fork would copy all of it
     while words := _read_line().split():
+        # Its pid is not given away before it waits for its tracer: what it does until then
+        # would be struck too, and the line that is meant for it read by the next run.
+        waiting, ready = os.pipe()
         base, pid = Path(words[0]), os.fork()
         if pid == 0:
-            _run_forked(base, traced=words[1:] == ["traced"])
+            _run_forked(base, ready, traced=words[1:] == ["traced"])
+        os.close(ready)
+        os.read(waiting, 1)
+        os.close(waiting)
         os.write(1, b"%d\n" % pid)
         os.write(1, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def _run_forked(base: Path, *, traced: bool) -> None:
+def _run_forked(base: Path, ready: int, *, traced: bool) -> None:
     log = os.open(base / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 2)
     status = FAILED
     try:
         if traced:
             ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)
-            if _read_line() != "go\n":
-                return
+        os.close(ready)
+        if traced and _read_line() != "go\n":
+            return
         signal.alarm(LONGEST_RUN_S)
         status = run(base)
     except BaseException:  # noqa: BLE001 - a fork must not go on as its parent

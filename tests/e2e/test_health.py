@@ -169,10 +169,11 @@ def test_an_endpoint_that_refuses_is_shown_with_what_it_met(make_daemon: MakeDae
     daemon = make_daemon(endpoint={"url": address})
     daemon.start(ready=False)
     shown = daemon.wait_status(
-        lambda s: s["worker"]["code"] == "engine_backoff", "the refusal", patience_s=60
+        lambda s: s["worker"]["code"] == "engine_backoff" and address in s["worker"]["reason"],
+        "the refusal with its address",
+        patience_s=60,
     )
     assert "connection refused" in shown["worker"]["reason"]
-    assert address in shown["worker"]["reason"]
 
 
 def test_a_purge_is_in_the_next_status(start_daemon: MakeDaemon) -> None:
