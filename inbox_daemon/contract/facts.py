@@ -41,9 +41,9 @@ class RunFacts:
     """The runner: why it sends nothing, if so, and what it has seen.
 
     `problem` is a trouble with the server that lasts beyond the pauses it causes; `held`
-    says of each complete job that cannot be published why not;
-    `bisecting` is true while the suspects of an engine's death run in groups; `deaths`
-    counts the engine's deaths with requests in flight.
+    says of each job that waits for the disk why it does; `bisecting` is true while the
+    suspects of an engine's death run in groups; `deaths` counts the engine's deaths with
+    requests in flight.
     """
 
     hindrance: Hindrance | None = None

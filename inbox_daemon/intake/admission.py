@@ -179,7 +179,7 @@ class Admission:
         """
         recovery.settle_claims(self.spool, self.ledger)
         durable.sync_dir(self.spool.queued)
-        unknown = [job_id for job_id in self.spool.queued_ids() if not self.queue.knows(job_id)]
+        unknown = [job_id for job_id in self.spool.queued_ids() if job_id not in self.queue.entries]
         queued = [record for record in map(self.ledger.job, unknown) if record is not None]
         self.unsettled = False
         return queued

@@ -5,7 +5,7 @@ figures; one place where a job is ended early, paused, resumed, or over.
 Invariants: it is rebuilt from the spool's folders and the ledger at start and changed
 only after the change on the disk; oldest job first; `on_change` is called after each
 change; a record never changes while its job is being published.
-Threads: `load`, `named` and `knows` may be called by any, the rest by the event loop's.
+Threads: `load` and `named` may be called by any, the rest by the event loop's.
 """
 
 import asyncio
@@ -85,10 +85,6 @@ class ActiveJobs:
         """Return the active job of that name; for any thread."""
         found = (e.record for e in list(self.entries.values()) if e.record.name == name)
         return next(found, None)
-
-    def knows(self, job_id: str) -> bool:
-        """Return whether a job of that id is active; for any thread."""
-        return job_id in self.entries
 
     def run_of(self, job_id: str) -> RunningJob | None:
         """Return the running job of that id."""

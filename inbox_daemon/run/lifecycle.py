@@ -55,15 +55,16 @@ class Lifecycle:
     ) -> None:
         """Take work `beside` the loop that calls; what it raises must end that loop.
 
-        Below the `floor` of free space nothing is published.
-
-        `charge_energy` charges the running jobs with what the card used up to now.
+        Below the `floor` of free space nothing is published.  `charge_energy` charges the
+        running jobs with what the card used up to now.
         """
         self._spool, self._ledger, self._jobs = spool, ledger, jobs
         self._floor, self._charge_energy, self._beside = floor, charge_energy, beside
         self._starting = False
         # One publication at a time, so that two do not count on the same room.
-        self._publication, self._publishing = asyncio.Lock(), set[str]()
+        self._publication = asyncio.Lock()
+        # The jobs that are being published or given up, by id.
+        self._leaving: set[str] = set()
         # The jobs that wait for the disk, by id, and how often one has been put off.
         self.held: dict[str, Held] = {}
         self.holds = 0
@@ -149,23 +150,23 @@ class Lifecycle:
         """Publish each job whose requests all have their outcome, beside the loop."""
         for run in self._jobs.runs():
             job_id = run.record.id
-            busy = job_id in self._publishing or job_id in self._waiting()
+            busy = job_id in self._leaving or job_id in self._waiting()
             if run.complete and not busy:
-                self._publishing.add(job_id)
+                self._leaving.add(job_id)
                 self._beside(self._publish(run))
 
     def give_up(self, run: RunningJob, error: DamagedJobError) -> None:
         """Set a running job aside whose files cannot be used, beside the loop."""
         job_id = run.record.id
-        if job_id not in self._publishing and job_id not in self._waiting():
-            self._publishing.add(job_id)
+        if job_id not in self._leaving and job_id not in self._waiting():
+            self._leaving.add(job_id)
             self._beside(self._give_up(run, error))
 
     async def _give_up(self, run: RunningJob, error: DamagedJobError) -> None:
         async with self._jobs.entries[run.record.id].changing:
             run.close()
             await self._set_aside(run.record, error)
-        self._publishing.discard(run.record.id)
+        self._leaving.discard(run.record.id)
 
     async def _publish(self, run: RunningJob) -> None:
         job_id = run.record.id
@@ -194,7 +195,7 @@ class Lifecycle:
                     run.close()
                     self.held.pop(job_id, None)
                     self._jobs.ended(ended_job(record))
-        self._publishing.discard(job_id)
+        self._leaving.discard(job_id)
 
     def _shortage(self, record: JobRecord, failed: int) -> str | None:
         """Return why the disk has no room for a job's folder; blocks, use a thread."""
