@@ -97,7 +97,7 @@ def dead_redrive(
 
     Those of a job make one new job, JOB.redrive-1; what is answered is no dead letter any more.
     """
-    order(_chosen(name, reason, every=every), "redrive", config, spool, reason)
+    order(_chosen(name, reason, every=every), "redrive", config, spool, reason=reason)
 
 
 @app.command("purge")
@@ -110,7 +110,7 @@ def dead_purge(
     spool: SpoolOption = None,
 ) -> None:
     """Remove dead letters for good."""
-    order(_chosen(name, reason, every=every), "purge", config, spool, reason)
+    order(_chosen(name, reason, every=every), "purge", config, spool, reason=reason)
 
 
 def _chosen(name: str | None, reason: str | None, *, every: bool) -> str:

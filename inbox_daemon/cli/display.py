@@ -136,7 +136,9 @@ def _gpu_words(gpu: GpuStatus | None) -> str:
 
 def detail_of(job: ActiveJob, status: ServiceStatus) -> str:
     """Return what an active job does now, in a few words."""
-    if job.state == "queued":
+    if job.reason:
+        words = printable(job.reason)
+    elif job.state == "queued":
         words = f"queued; engine {status.engine.state}"
     elif job.requests_per_s:
         words = f"{job.requests_per_s:.1f}/s, {_span(job.seconds_left)} left"
@@ -196,6 +198,10 @@ def print_job(view: JobView, spool: Spool) -> None:
         ("created", _moment(status.created_at)),
         ("where", f"{view.state}/"),
     ]
+    if status.model:
+        rows.append(("model", ", then ".join([*status.earlier_models, status.model])))
+    if waits := views.why_waits(spool, status.id):
+        rows.append(("waits", waits))
     if status.energy_j is not None:
         rows.append(("energy", _energy_words(status)))
     if status.output_file_id:

@@ -183,11 +183,21 @@ def jobs(
 def job(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A job's name or id.")],
     *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="Bind an active job to this model."),
+    ] = None,
     json: JsonOption = False,
     config: ConfigOption = None,
     spool: SpoolOption = None,
 ) -> None:
-    """Show one job, the newest of that name."""
+    """Show one job, the newest of that name.
+
+    With --model, binds it to a model that is served: what is not answered yet asks for that.
+    """
+    if model is not None:
+        order(name, "rebind", config, spool, model=model)
+        return
     from inbox_daemon.cli import display, views
     from inbox_daemon.contract import job_documents
     from inbox_daemon.spool import Spool

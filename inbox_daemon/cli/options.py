@@ -90,18 +90,18 @@ def load(config: Path | None, spool: Path | None) -> "Config":
 
 
 def order(
-    name: str, order: str, config: Path | None, spool: Path | None, reason: str | None = None
+    name: str, order: str, config: Path | None, spool: Path | None, **content: str | None
 ) -> None:
-    """Drop a control file; the daemon obeys it within two scans."""
+    """Drop a control file with that content; the daemon obeys it within two scans."""
     from inbox_daemon.cli import submit as submitting
     from inbox_daemon.spool import Spool
 
     with errors():
         settings = load(config, spool)
         there = Spool(settings.spool)
-        submitting.order(there, name, order, reason)
+        earlier = submitting.order(there, name, order, **content)
         wait_s = settings.intake.settle_s + 2 * settings.intake.scan_interval_s
-        refusal = submitting.wait_obeyed(there, f"{name}.{order}", wait_s + 2)
+        refusal = submitting.wait_obeyed(there, f"{name}.{order}", wait_s + 2, earlier)
     typer.echo(refusal or f"{order} {name}: done", err=refusal is not None)
     if refusal:
         raise typer.Exit(REFUSED)

@@ -98,8 +98,10 @@ def _siblings(folder: Path, name: str, suffix: str = "") -> list[str]:
     ]
 
 
-def order(spool: Spool, name: str, what: str, reason: str | None = None) -> None:
-    """Drop a control file.
+def order(spool: Spool, name: str, what: str, **content: str | None) -> frozenset[str]:
+    """Drop a control file that holds `content`, as far as it is not None.
+
+    Returns the refusals of earlier orders of that name, as `wait_obeyed` takes them.
 
     Raises SenderError: the name or the reason is none, or inbox/ cannot be written.
     """
@@ -107,33 +109,46 @@ def order(spool: Spool, name: str, what: str, reason: str | None = None) -> None
     if not is_control_name(file):
         msg = f"{name!a} is no job's name"
         raise SenderError("bad_name", msg)
+    reason = content.get("reason")
     if reason is not None and reason not in set(DeadReason):
         msg = f"there is no reason {reason!a}; it is one of {', '.join(DeadReason)}"
         raise SenderError("unknown_reason", msg)
-    content = orjson.dumps({"reason": reason}) if reason else b""
+    found = {key: value for key, value in content.items() if value is not None}
+    earlier = frozenset(_refused(spool, file))
     try:
-        spool.drop_note(file, content)
+        spool.drop_note(file, orjson.dumps(found) if found else b"")
     except OSError as error:
         msg = f"{spool.inbox} cannot be written: {error.strerror}; `inbox-daemon init` makes it"
         raise SenderError("inbox_unwritable", msg) from None
+    return earlier
 
 
-def wait_obeyed(spool: Spool, file: str, patience_s: float) -> str | None:
-    """Wait until a control file was taken; return the refusal's words, if it was refused."""
-    since, until = time.time(), time.monotonic() + patience_s
-    while (spool.inbox / file).exists() or _is_being_refused(spool, file, since):
+def wait_obeyed(spool: Spool, file: str, patience_s: float, earlier: frozenset[str]) -> str | None:
+    """Wait until a control file was taken; return the refusal's words, if it was refused.
+
+    The `earlier` refusals, by their names in rejected/, are those of other orders.
+    """
+    until = time.monotonic() + patience_s
+    while (spool.inbox / file).exists() or _is_being_refused(spool, file, earlier):
         if time.monotonic() > until:
             where = f"{file} waits in {spool.inbox}; it is obeyed once a daemon runs"
             return f"{where}; {views.how_to_start(spool)}"
         time.sleep(_POLL_S)
-    for name in (file, *_siblings(spool.rejected, file, REASON_SUFFIX)):
+    for name in sorted(_refused(spool, file) - earlier):
         reason = views.read_reason(spool.rejected / f"{name}{REASON_SUFFIX}")
-        if reason is not None and reason.rejected_at >= since - 1:
+        if reason is not None:
             return reason.faults[0].message
     return None
 
 
-def _is_being_refused(spool: Spool, file: str, since: float) -> bool:
+def _refused(spool: Spool, file: str) -> set[str]:
+    """The names in rejected/ of the refused orders of that name, as far as they lie there."""
+    own = re.compile(rf"{re.escape(file)}(\.[0-9A-Z]{{26}})?")
+    names = (path.name for path in views.entries_of(spool.rejected))
+    return {name for name in names if own.fullmatch(name)}
+
+
+def _is_being_refused(spool: Spool, file: str, earlier: frozenset[str]) -> bool:
     """Return whether a control file is on its way to rejected/, or has just come there unexplained.
 
     Asked in the order in which it moves, so that it is not missed between two places.
@@ -141,10 +156,8 @@ def _is_being_refused(spool: Spool, file: str, since: float) -> bool:
     if any(spool.claimed.glob(f"*.drop/{file}")):
         return True
     return any(
-        re.fullmatch(rf"{re.escape(file)}(\.[0-9A-Z]{{26}})?", path.name)
-        and not path.with_name(f"{path.name}{REASON_SUFFIX}").exists()
-        and path.lstat().st_ctime >= since - 1
-        for path in views.entries_of(spool.rejected)
+        not (spool.rejected / f"{name}{REASON_SUFFIX}").exists()
+        for name in _refused(spool, file) - earlier
     )
 
 

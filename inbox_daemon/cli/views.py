@@ -69,6 +69,14 @@ def daemon_runs(spool: Spool) -> bool:
     return status is not None and is_fresh(status)
 
 
+def why_waits(spool: Spool, job_id: str) -> str | None:
+    """Why an active job waits while others may go on, by the running daemon's health."""
+    status = service_status(spool)
+    if status is None or not is_fresh(status):
+        return None
+    return next((job.reason for job in status.jobs if job.id == job_id), None)
+
+
 def how_to_start(spool: Spool) -> str:
     """Return what to do where no daemon runs."""
     command = f"inbox-daemon run --spool {spool.root}"

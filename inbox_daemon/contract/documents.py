@@ -88,12 +88,14 @@ class JobOptions(Document):
 class ControlOptions(Document):
     """The content of a control file, which may also be empty.
 
-    `reason` narrows a redrive or a purge to the dead letters of one reason.
+    `reason` narrows a redrive or a purge to the dead letters of one reason; `model` is the
+    one that a rebind binds the job to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reason: str | None = None
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
 
 
 # -- what a sender reads about its job ----------------------------------------------
@@ -187,6 +189,8 @@ class JobStatus(Document):
     `message` a sentence for the sender, `redrive_of` the id of the job whose dead
     letters this one runs again, `checksums` the sha256 of each other file beside it.
     `energy_j` is what the card used while it ran, null where no sensor tells.
+    `model` is the one that its requests ask for, `earlier_models` those that some of them
+    may have been answered by before the owner bound the job to another.
     """
 
     id: str
@@ -216,6 +220,7 @@ class JobStatus(Document):
     name: str
     sha256: Sha256 | None = None
     bytes: Tally | None = None
+    earlier_models: list[str] = Field(default=[])
     retry_file: str | None = None
     retryable: bool | None = None
     redelivered_at: int | None = None

@@ -6,7 +6,8 @@ Invariants: pure data; a moment's figures, never changed afterwards.
 Units: as in documents.py; moments ending in `_at` are seconds of the monotonic clock.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from inbox_daemon.contract.health_documents import GovernorState, RecentJob, WaitingDrop
 from inbox_daemon.contract.hindrances import Hindrance
@@ -40,15 +41,15 @@ class QueueFacts:
 class RunFacts:
     """The runner: why it sends nothing, if so, and what it has seen.
 
-    `problem` is a trouble with the server that lasts beyond the pauses it causes; `held`
-    says of each job that waits for the disk why it does; `bisecting` is true while the
+    `problem` is a trouble with the server that lasts beyond the pauses it causes; `waiting`
+    says of each job that waits for the disk or its model why it does; `bisecting` is true while the
     suspects of an engine's death run in groups; `deaths` counts the engine's deaths with
     requests in flight.
     """
 
     hindrance: Hindrance | None = None
     problem: str | None = None
-    held: tuple[str, ...] = ()
+    waiting: Mapping[str, Hindrance] = field(default_factory=dict)
     bisecting: bool = False
     in_flight: int = 0
     deaths: int = 0

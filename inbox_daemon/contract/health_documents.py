@@ -95,13 +95,19 @@ class LimitsStatus(Document):
 
 
 class ActiveJob(Document):
-    """A job that is queued or running."""
+    """A job that is queued or running.
+
+    `code` and `reason` say why it waits for the disk or for its model, else they are null.
+    """
 
     id: str
     name: str
     state: Literal["queued", "running"]
     priority: Literal["high", "normal", "low"] = "normal"
+    model: str | None = None
     paused: bool = False
+    code: HindranceCode | None = None
+    reason: str | None = None
     requests: Tally
     completed: Tally
     failed: Tally

@@ -25,6 +25,7 @@ class HindranceCode(StrEnum):
     ALL_PAUSED = "all_paused"
     JOBS_PAUSED = "jobs_paused"
     JOBS_HELD = "jobs_held"
+    MODEL_NOT_SERVED = "model_not_served"
     BISECTION = "bisection"
 
 

@@ -123,6 +123,7 @@ def _batch(
         "name": record.name,
         "endpoint": record.endpoint,
         "model": record.model,
+        "earlier_models": record.earlier_models,
         "input_file_id": f"{record.name}{JOB_SUFFIX}",
         "created_at": _at(record.created_at),
         "in_progress_at": _at(record.in_progress_at),

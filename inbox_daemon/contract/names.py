@@ -28,6 +28,7 @@ class Order(StrEnum):
     CANCEL = "cancel"
     PAUSE = "pause"
     RESUME = "resume"
+    REBIND = "rebind"
     REDRIVE = "redrive"
     PURGE = "purge"
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from inbox_daemon.contract.documents import Fault, Usage
 from inbox_daemon.contract.states import BatchStatus, Outcome, Priority
 
-LEDGER_VERSION = 3
+LEDGER_VERSION = 4
 _ENTRY = struct.Struct(">QIBB")
 
 
@@ -46,7 +46,9 @@ class JobRecord(Record):
     `name` is the job's name, the dropped file's without `.jsonl`; `status` is None
     until the job is finished; `ending` is set once the rest of it is not to run any
     more; `outbox` names the folder that holds its results; `lines_sha256` proves
-    which line has which custom_id (request/line.py: LinesDigest).
+    which line has which custom_id (request/line.py: LinesDigest).  `model` is the one that
+    it is bound to, whatever its lines name, None while none is known; `earlier_models` are
+    those that it was bound to before its owner bound it to another.
     """
 
     id: str
@@ -56,6 +58,7 @@ class JobRecord(Record):
     requests: int
     endpoint: str | None
     model: str | None
+    earlier_models: list[str] = []
     created_at: float
     lines_sha256: str = ""
     invalid: int = 0

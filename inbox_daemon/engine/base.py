@@ -110,6 +110,12 @@ class EngineInfo:
         """The names that requests may use; empty while they are not known."""
         return frozenset(filter(None, (self.configured_model, *self.models)))
 
+    def serves(self, model: str | None) -> bool:
+        """Return whether requests may use that name, as far as is known; None is any model."""
+        if model is None or model == self.configured_model or model in self.models:
+            return True
+        return not (self.configured_model or self.models)
+
 
 class Engine(Protocol):
     """One engine: a child process of ours, or a server that someone else runs."""

@@ -1,4 +1,4 @@
-"""Control files: cancel, pause, resume, redrive and purge, dropped like a job.
+"""Control files: cancel, pause, resume, rebind, redrive and purge, dropped like a job.
 
 Purpose: read `NAME.ACTION` or `ALL.ACTION` and carry it out.
 Invariants: a control file passes the same gate as a job; an order is on the disk
@@ -23,6 +23,7 @@ from inbox_daemon.intake.gate import Wait
 from inbox_daemon.intake.redrive import Redriver
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.ledger import Ledger
+from inbox_daemon.request.validation import Served
 from inbox_daemon.spool import Spool
 from inbox_daemon.spool.entries import DirEntry
 
@@ -31,12 +32,14 @@ from inbox_daemon.spool.entries import DirEntry
 class Command:
     """One control file; `job` is a job's name or ALL, `fault` why it cannot be obeyed.
 
+    `reason` narrows a redrive or a purge, `model` is what a rebind binds the job to;
     `given_at` is when it was dropped, in seconds since 1970, by this machine's clock.
     """
 
     job: str
     order: Order
     reason: DeadReason | None = None
+    model: str | None = None
     fault: Fault | None = None
     given_at: float = field(default=0.0, compare=False)
 
@@ -52,15 +55,20 @@ def read(spool: Spool, entry: DirEntry, lane: Priority) -> Command | Wait:
         return Wait("it has just gone")
     # Not the time of its content, which a sender may set.
     command = Command(job, Order(order), given_at=entry.signature.ctime_ns / 1e9)
-    if not content.strip():
+    if not content.strip() and command.order is not Order.REBIND:
         return command
     try:
         options = ControlOptions.model_validate(orjson.loads(content))
-        return replace(command, reason=DeadReason(options.reason) if options.reason else None)
+        if (command.order is Order.REBIND) is (options.model is not None):
+            reason = DeadReason(options.reason) if options.reason else None
+            return replace(command, reason=reason, model=options.model)
     except (orjson.JSONDecodeError, ValidationError, ValueError):
-        known = ", ".join(DeadReason)
-        message = f'a control file is empty or holds {{"reason": …}} with one of {known}'
-        return replace(command, fault=Fault(code="invalid_control", message=message))
+        pass
+    known = ", ".join(DeadReason)
+    message = f'a control file is empty or holds {{"reason": …}} with one of {known}'
+    if command.order is Order.REBIND:
+        message = 'a .rebind file holds {"model": …} with the name of the model'
+    return replace(command, fault=Fault(code="invalid_control", message=message))
 
 
 @dataclass(slots=True)
@@ -70,6 +78,7 @@ class Controller:
     queue: ActiveJobs
     ledger: Ledger
     redriver: Redriver
+    served: Callable[[], Served]
 
     async def obey(  # noqa: PLR0911 - each order has its own ends
         self, command: Command, note: Callable[[Answer], None]
@@ -104,11 +113,28 @@ class Controller:
                     return None if done else _unknown(name)
                 await (self.queue.pause(target) if paused else self.queue.resume(target))
                 return None
+            case Order.REBIND:
+                return await self._rebind(command)
             case Order.REDRIVE:
                 return await self._redrive(command, note)
             case Order.PURGE:
                 await asyncio.to_thread(self.redriver.purge, command.job, command.reason)
                 return None
+
+    async def _rebind(self, command: Command) -> Fault | None:
+        name, model = command.job, command.model or ""
+        if name == ALL:
+            message = "name the job that is to be bound; `inbox-daemon jobs` lists them"
+            return Fault(code="invalid_control", message=message)
+        names = self.served().names
+        if names and model not in names:
+            message = f"the model {model[:60]!a} is not served here; use {', '.join(sorted(names))}"
+            return Fault(code="unknown_model", message=message)
+        record = self.queue.named(name)
+        if record is not None and await self.queue.rebind(record.id, model):
+            return None
+        last = await asyncio.to_thread(self._ended_since, command)
+        return None if last is not None and last.model == model else _unknown(name)
 
     def _ended_since(self, command: Command) -> JobRecord | None:
         """The job that an order meant, if it has ended since: then a crash repeats the order."""

@@ -18,6 +18,7 @@ from inbox_daemon.contract.records import DeadLetter, DeadReason
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake.admission import Admission, Answer, Claim
 from inbox_daemon.ledger import Ledger
+from inbox_daemon.request.line import with_model
 from inbox_daemon.spool import Spool
 
 _MAX_BASE = 100
@@ -48,6 +49,9 @@ class Redriver:
     def redrive(self, job_id: str, reason: DeadReason | None) -> Answer:
         """Make one new job of one job's dead letters and admit or refuse it."""
         new_id, name = str(ULID()), ""
+        origin = self.ledger.job(job_id)
+        # A job that was bound to another model names the old one in its lines.
+        model = origin.model if origin and origin.earlier_models else None
         redriven: list[tuple[int, DeadLetter]] = []
 
         def lines() -> Iterator[bytes]:
@@ -55,7 +59,8 @@ class Redriver:
             for letter in self._chosen(ALL, reason, job_id):
                 name = name or self._new_name(letter.job)
                 redriven.append((len(redriven) + 1, letter.model_copy(update={"request": None})))
-                yield orjson.dumps(letter.request, option=orjson.OPT_APPEND_NEWLINE)
+                request = with_model(letter.request, model) if model else letter.request
+                yield orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
 
         sha256, size = self.spool.claim_lines(new_id, lines())
         claim = Claim(

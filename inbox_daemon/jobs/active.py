@@ -175,6 +175,24 @@ class ActiveJobs:
             log.info("job_ending", extra={"id": job_id, "reason": reason.value})
             await self.update(job_id, ending=reason, ending_at=time.time())
 
+    async def rebind(self, job_id: str, model: str) -> bool:
+        """Bind a job to another model: what is not answered yet asks for that.
+
+        Returns False where the job is over, or has nothing left to ask.
+        Raises LedgerError: as `update`.
+        """
+        entry = self.entries.get(job_id)
+        if entry is None:
+            return False
+        before = entry.record.model
+        if before != model:
+            earlier = [*entry.record.earlier_models, *([before] if before else [])]
+            await self.update(job_id, model=model, earlier_models=earlier)
+            log.info(
+                "job_rebound", extra={"job": entry.record.name, "model": model, "before": before}
+            )
+        return entry.record.model == model
+
     async def pause(self, target: str) -> None:
         """Send nothing more of a job, by its id, or of ALL, a switch of its own.
 

@@ -58,9 +58,13 @@ def _with_endings(_txn: lmdb.Transaction, _db: dict[str, Any]) -> None:
     """From 2 to 3: what ends from now on leaves an event; earlier ends have none."""
 
 
+def _with_models(_txn: lmdb.Transaction, _db: dict[str, Any]) -> None:
+    """From 3 to 4: jobs list the models they were bound to before; earlier ones had one."""
+
+
 # How a ledger of version n becomes one of version n + 1, by n.  A change of a record's
 # shape raises records.LEDGER_VERSION and adds its step here, for good.
-UPGRADES: dict[int, Upgrade] = {1: _with_energy, 2: _with_endings}
+UPGRADES: dict[int, Upgrade] = {1: _with_energy, 2: _with_endings, 3: _with_models}
 _R = TypeVar("_R", bound=Record)
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Self
 
+import orjson
+
 from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.documents import Usage
 from inbox_daemon.contract.errors import DamagedJobError, LedgerError
@@ -25,6 +27,7 @@ from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.contract.states import BatchStatus, Outcome
 from inbox_daemon.jobs.files import InputFile, as_damage, tried
 from inbox_daemon.ledger import Ledger
+from inbox_daemon.request.line import with_model
 from inbox_daemon.spool import Spool, durable
 
 log = logging.getLogger(__name__)
@@ -56,7 +59,8 @@ def needed_bytes(record: JobRecord, spool: Spool, ledger: Ledger, failed: int) -
         requests = spool.input_path(record.id).stat().st_size if failed else 0
     except FileNotFoundError as error:
         raise DamagedJobError("file_missing", f"{error.filename} is gone") from None
-    return results + requests + _STATUS_BYTES
+    names = failed * len((record.model or "").encode()) if record.earlier_models else 0
+    return results + requests + names + _STATUS_BYTES
 
 
 def unbuild(record: JobRecord, spool: Spool, ledger: Ledger) -> None:
@@ -158,7 +162,7 @@ def _build(
                         continue
                     files.add(ERRORS, output)
                     if entry.retryable:
-                        files.add(RETRY, source.read(ordinal) + b"\n")
+                        files.add(RETRY, _retry_line(source.read(ordinal), record))
         finally:
             os.close(results)
         record = _finished(record, ledger)
@@ -175,6 +179,15 @@ def _build(
     durable.write_file(folder / STATUS, job_documents.pretty(status))
     spool.share(folder)
     return record
+
+
+def _retry_line(raw: bytes, record: JobRecord) -> bytes:
+    """The line that runs a request again, with the model that the job is bound to by now."""
+    if not record.earlier_models or record.model is None:
+        return raw + b"\n"
+    return orjson.dumps(
+        with_model(orjson.loads(raw), record.model), option=orjson.OPT_APPEND_NEWLINE
+    )
 
 
 class _Writer:

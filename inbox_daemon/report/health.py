@@ -54,7 +54,7 @@ def degraded(facts: Facts) -> list[str]:
         lie = "lies" if count == 1 else "lie"
         reasons.append(f"{counted(count, 'thing')} {lie} in quarantine/: look at the log")
     reasons += facts.governor.reasons
-    reasons += facts.run.held
+    reasons += [hindrance.words for hindrance in facts.run.waiting.values()]
     reasons += [facts.intake.hints_missing] if facts.intake.hints_missing else []
     if facts.run.bisecting:
         reasons.append("the engine died; the requests that were running are tried in groups")

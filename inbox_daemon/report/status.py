@@ -21,6 +21,7 @@ from inbox_daemon.contract.health_documents import (
     Versions,
     WorkerStatus,
 )
+from inbox_daemon.contract.hindrances import Hindrance
 from inbox_daemon.contract.job_documents import per_1000
 from inbox_daemon.report import health
 from inbox_daemon.report.facts import Facts
@@ -43,7 +44,7 @@ def build(facts: Facts, now: float) -> ServiceStatus:
         started_at=facts.started_at,
         pid=facts.pid,
         status=status,
-        reasons=unhealthy + degraded,
+        reasons=list(dict.fromkeys(unhealthy + degraded)),
         gpu=GpuStatus.model_validate(asdict(facts.gpu)) if facts.gpu else None,
         worker=_worker(facts, now),
         engine=_engine(facts),
@@ -62,7 +63,10 @@ def build(facts: Facts, now: float) -> ServiceStatus:
         dead_letters=facts.dead_letters,
         quarantined=list(disk.quarantined[:MAX_QUARANTINED]) if disk else [],
         limits=LimitsStatus.model_validate(limits.model_dump()),
-        jobs=[_job(job, facts.speeds.get(job.record.id)) for job in queue.jobs],
+        jobs=[
+            _job(job, facts.speeds.get(job.record.id), facts.run.waiting.get(job.record.id))
+            for job in queue.jobs
+        ],
         waiting=list(facts.intake.waiting),
         recent=list(queue.recent),
         last_finished=queue.last_finished,
@@ -106,7 +110,7 @@ def _engine(facts: Facts) -> EngineStatus:
     )
 
 
-def _job(job: JobFacts, speed: Speed | None) -> ActiveJob:
+def _job(job: JobFacts, speed: Speed | None, waits: Hindrance | None) -> ActiveJob:
     record, progress = job.record, job.progress
     common = {
         "id": record.id,
@@ -114,7 +118,10 @@ def _job(job: JobFacts, speed: Speed | None) -> ActiveJob:
         "requests": record.requests,
         "created_at": int(record.created_at),
         "priority": record.priority.value,
+        "model": record.model,
         "paused": job.paused,
+        "code": waits.code if waits else None,
+        "reason": waits.words if waits else None,
         "completed": progress.completed,
         "failed": progress.failed,
     }

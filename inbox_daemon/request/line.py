@@ -134,12 +134,23 @@ def custom_id_of(line: bytes | None) -> str | None:
 
 
 def engine_body(request: Request, model: str | None) -> bytes:
-    """The JSON body for the engine; `model` fills in what the line left out."""
-    named = model is None or request.model is not None
+    """The JSON body for the engine; `model` is the job's, in place of what the line says.
+
+    None leaves it as it is.
+    """
+    named = model is None or request.model == model
     body = orjson.dumps(request.body if named else request.body | {"model": model})
     # orjson (3.13) hands its whole work buffer over, 4 KiB for the smallest body, and a
     # body is held for as long as its request is in flight; a copy is as large as its text.
     return bytes(memoryview(body))
+
+
+def with_model(line: dict[str, Any], model: str) -> dict[str, Any]:
+    """Return a parsed line that asks for `model` where it asked for another by name."""
+    body = line["body"]
+    if body.get("model") in {None, model}:
+        return line
+    return line | {"body": body | {"model": model}}
 
 
 # -- output lines -------------------------------------------------------------------

@@ -4,6 +4,7 @@ Talks to the engine by its seam; changes jobs by way of the room jobs.
 May import: contract, request, spool, ledger, jobs, engine, gpu, publish.
 
     runner.py        the loop: admit, collect, commit
+    hindrance.py     why nothing is sent, for all jobs and for one
     attempts.py      requests in flight, each to its verdict
     outcomes.py      what a reply means
     arrivals.py      what an arrival means for its job

@@ -16,13 +16,6 @@ from inbox_daemon.request.line import Request, engine_body, request_id
 from inbox_daemon.run.outcomes import Action, Verdict, judge
 
 
-class Target(NamedTuple):
-    """Which engine a request goes to, and the name for lines that leave the model out."""
-
-    generation: int
-    model: str | None
-
-
 class Flight(NamedTuple):
     """One request in flight, and the generation of the engine that it went to.
 
@@ -73,13 +66,13 @@ class Attempts:
         current = self._engine.info.generation
         return any(count for made, count in self._flying.items() if made != current)
 
-    def launch(self, run: RunningJob, ordinal: int, request: Request, target: Target) -> None:
-        """Start one attempt."""
+    def launch(self, run: RunningJob, ordinal: int, request: Request, generation: int) -> None:
+        """Start one attempt with the job's model, at the engine of that generation."""
         line, now = run.input.line_of(ordinal), time.monotonic()
-        flight = Flight(run, ordinal, line, request.custom_id, target.generation, now)
+        flight = Flight(run, ordinal, line, request.custom_id, generation, now)
         run.marks.start(ordinal)
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
-        body = engine_body(request, target.model)
+        body = engine_body(request, run.record.model)
         task = asyncio.create_task(self._attempt(flight, request.url, body))
         self._tasks[task] = flight
         task.add_done_callback(self._land)

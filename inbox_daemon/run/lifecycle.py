@@ -71,16 +71,18 @@ class Lifecycle:
         # Grows while a job is being published: proof of progress.
         self.advanced = 0
         self._expiring: set[str] = set()
+        self._binding: set[str] = set()
 
     # -- start ----------------------------------------------------------------------
 
-    def start_next(self, running: list[RunningJob], *, room: bool) -> None:
+    def start_next(self, running: list[RunningJob], unserved: set[str], *, room: bool) -> None:
         """Begin the next job while the last one's tail runs, or a more urgent one at once.
 
-        `running` are the jobs that may run, `room` says whether more may be in flight.
+        `running` are the jobs that may run, `unserved` those whose model is not served, by
+        id; `room` says whether more may be in flight.
         """
         now = time.time()
-        record = self._jobs.next_queued(now, self._waiting())
+        record = self._jobs.next_queued(now, self._waiting() | unserved)
         if record is None:
             return
         unspent = [run.record for run in running if not run.marks.spent]
@@ -143,6 +145,21 @@ class Lifecycle:
     async def _expire(self, record: JobRecord) -> None:
         await self._jobs.end(record.id, DeadReason.EXPIRED)
         self._expiring.discard(record.id)
+
+    # -- model ----------------------------------------------------------------------
+
+    def bind(self, record: JobRecord, model: str | None) -> None:
+        """Bind a job that names no model to the one that is served, beside the loop.
+
+        What is served later by default must not answer the rest of it.
+        """
+        if record.model is None and model is not None and record.id not in self._binding:
+            self._binding.add(record.id)
+            self._beside(self._bind(record, model))
+
+    async def _bind(self, record: JobRecord, model: str) -> None:
+        await self._jobs.update(record.id, model=model)
+        self._binding.discard(record.id)
 
     # -- publish --------------------------------------------------------------------
 

@@ -19,9 +19,8 @@ from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.facts import RunFacts
 from inbox_daemon.contract.hindrances import Hindrance, HindranceCode
-from inbox_daemon.contract.names import ALL
-from inbox_daemon.contract.records import DeadReason
-from inbox_daemon.engine.base import Engine, EngineState
+from inbox_daemon.contract.records import DeadReason, JobRecord
+from inbox_daemon.engine.base import Engine
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.commit import GroupCommit
@@ -30,8 +29,9 @@ from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.faults import LineFaultError
 from inbox_daemon.request.line import parse_request
 from inbox_daemon.run.arrivals import Arrivals
-from inbox_daemon.run.attempts import Attempts, Target
+from inbox_daemon.run.attempts import Attempts
 from inbox_daemon.run.dead_letters import DeadLetters
+from inbox_daemon.run.hindrance import Hindrances
 from inbox_daemon.run.lifecycle import Lifecycle
 from inbox_daemon.run.suspects import STATE, Suspects
 from inbox_daemon.spool import Spool
@@ -44,10 +44,6 @@ SET_ASIDE_AT_ONCE = 500
 LAUNCHES = 1000
 # The loop turns at least this often, whatever it may have missed.
 LONGEST_WAIT_S = 1.0
-_NOT_READY = {
-    EngineState.STOPPED: (HindranceCode.ENGINE_STOPPED, "the engine is not running yet"),
-    EngineState.STARTING: (HindranceCode.ENGINE_STARTING, "the engine is loading"),
-}
 
 
 class Runner:
@@ -79,9 +75,16 @@ class Runner:
         self._lifecycle = Lifecycle(
             config.disk, spool, ledger, jobs, charge_energy, self._in_the_background
         )
-        self._draining = False
-        # Why the disk is too full to go on, set from outside.
-        self.disk_short: str | None = None
+        self._hindrances = Hindrances(
+            jobs,
+            engine,
+            governor,
+            self._arrivals,
+            self._suspects,
+            self._attempts,
+            self._commit,
+            self._lifecycle,
+        )
         # Whether the window was all that kept requests back at the last admission.
         self.limited = False
         self.turned_at = self._last_outcome_at = time.monotonic()
@@ -103,58 +106,25 @@ class Runner:
         """Three counts of which one changes with each step of the work."""
         return self._arrivals.arrivals, self.finished, self._lifecycle.advanced
 
-    def hindrance(self) -> Hindrance | None:  # noqa: C901, PLR0911, PLR0912 - one list, in order
-        """Return why nothing is sent now, the gravest reason first; None while requests may be.
+    @property
+    def disk_short(self) -> str | None:
+        """Why the disk is too full to go on; set from outside."""
+        return self._hindrances.disk_short
 
-        While suspects of an engine's death run (BISECTION), nothing but them is sent.
-        """
-        code, now, info = HindranceCode, time.monotonic(), self._engine.info
-        if self._draining:
-            return Hindrance(code.DRAINING, "the daemon is stopping: what runs may finish")
-        if short := self.disk_short or self._commit.disk_full:
-            return Hindrance(code.DISK_SHORT, short)
-        if info.state is EngineState.BACKOFF:
-            again = (
-                "" if info.retry_in_s is None else f"; it is tried again in {info.retry_in_s:.0f} s"
-            )
-            words = f"the engine does not run: {info.last_error or 'no reason known'}{again}"
-            return Hindrance(code.ENGINE_BACKOFF, words)
-        if self._arrivals.hold_until > now:
-            return Hindrance(code.SERVER_REFUSES, self._arrivals.problem or "")
-        if self._suspects.hold_until > now:
-            return Hindrance(code.ENGINE_DOUBTED, self._suspects.problem or "")
-        if self._governor.closed:
-            return Hindrance(code.GOVERNOR_CLOSED, self._governor.reason or "")
-        if ALL in self._jobs.paused:
-            words = "all jobs were paused; `inbox-daemon resume` lets them go on"
-            return Hindrance(code.ALL_PAUSED, words)
-        if self._jobs.paused:  # by name; a job that is being ended goes on all the same
-            records = [e.record for e in self._jobs.entries.values() if e.record.ending is None]
-            if records and all(map(self._jobs.is_paused, records)):
-                words = "each job was paused; `inbox-daemon resume NAME` lets one go on"
-                return Hindrance(code.JOBS_PAUSED, words)
-        if held := self._lifecycle.held:
-            records = [entry.record for entry in self._jobs.entries.values()]
-            if all(record.id in held or self._jobs.is_paused(record) for record in records):
-                return Hindrance(code.JOBS_HELD, next(iter(held.values())).words)
-        if info.state is not EngineState.READY:
-            return Hindrance(*_NOT_READY[info.state])
-        # An engine's flights must all have come back before the next one gets any, and
-        # which suspects are tried next must be on the disk first.
-        if self._suspects.lost or self._attempts.stale or self._commit.further_unsaved:
-            words = "the engine died; what was running is being sorted out"
-            return Hindrance(code.ENGINE_LOST, words)
-        if self._suspects.bisecting:
-            words = "the engine died; the requests that were running are tried in groups"
-            return Hindrance(code.BISECTION, words)
-        return None
+    @disk_short.setter
+    def disk_short(self, words: str | None) -> None:
+        self._hindrances.disk_short = words
+
+    def hindrance(self) -> Hindrance | None:
+        """Return why nothing is sent now; None while requests may be."""
+        return self._hindrances.of_all()
 
     def facts(self) -> RunFacts:
         """Return what the status shows of the runner."""
         return RunFacts(
             hindrance=self.hindrance(),
             problem=self._arrivals.problem or self._suspects.problem,
-            held=tuple(held.words for held in self._lifecycle.held.values()),
+            waiting=self._hindrances.of_jobs(),
             bisecting=self._suspects.bisecting,
             in_flight=self.in_flight,
             deaths=self._suspects.deaths,
@@ -192,12 +162,13 @@ class Runner:
                     self._give_up(run, run.damage)
                 elif record.ending is None:
                     self._lifecycle.expire(record)
+                    self._lifecycle.bind(record, self._engine.info.default_model)
                 elif run is not None:
                     self._set_aside_rest(run, record.ending)
-                elif not self._draining:
+                elif not self._hindrances.draining:
                     self._lifecycle.start(record)
             self._admit()
-            if self._commit.due(time.monotonic(), draining=self._draining):
+            if self._commit.due(time.monotonic(), draining=self._hindrances.draining):
                 self._commit.busy = True
                 self._in_the_background(self._commit.commit())
             if not self._commit.busy:
@@ -213,14 +184,14 @@ class Runner:
 
         `run` returns once everything that has finished is committed.
         """
-        self._draining = self._commit.draining = True
+        self._hindrances.draining = self._commit.draining = True
         self.wake()
         await self._attempts.finish(grace_s)
         self.wake()
 
     def _drained(self) -> bool:
         """Return whether the drain is over: all flights ended, all that finished committed."""
-        if not self._draining or len(self._attempts) or self._background:
+        if not self._hindrances.draining or len(self._attempts) or self._background:
             return False
         unsaved = self._commit.further_unsaved or any(
             r.pending and not r.results.broken for r in self._jobs.runs()
@@ -271,13 +242,13 @@ class Runner:
     def _admit(self) -> None:  # noqa: C901 - one step after the other
         """Fill the window: suspects alone while there are any, else the jobs by urgency."""
         self.limited = False
-        self._suspects.postpone_paused()
+        self._suspects.postpone_waiting(self._may_run)
         hindrance = self.hindrance()
         if hindrance is not None:
             if hindrance.code is HindranceCode.BISECTION:
                 self._admit_suspects()
             if hindrance.code is HindranceCode.JOBS_HELD:  # it may be their start that waits
-                self._lifecycle.start_next([], room=True)
+                self._start_next([], room=True)
             return
         runs = self._admittable()
         tried = self._suspects.left_to_try(runs, self._arrivals.refused)
@@ -285,14 +256,15 @@ class Runner:
             if not self.in_flight:
                 self._suspects.recall(tried)
             return
-        room = self._governor.window - self.in_flight
+        # Asked once a turn, as it costs as much as a request.
+        room, generation = self._governor.window - self.in_flight, self._engine.info.generation
         for run in runs:
-            marks, now, turns, target = run.marks, time.monotonic(), 0, self._target()
+            marks, now, turns = run.marks, time.monotonic(), 0
             while room > 0 and turns < LAUNCHES and run.damage is None:
                 ordinal = marks.next_ordinal(now)
                 if ordinal is None:
                     break
-                room -= self._launch(run, ordinal, target)
+                room -= self._launch(run, ordinal, generation)
                 turns += 1
             if turns == LAUNCHES:  # invalid lines take no room: let the loop turn
                 self.wake()
@@ -303,17 +275,26 @@ class Runner:
                 job = run.record.name
                 log.debug("chunk_admitted", extra={"job": job, "first": first, "last": last})
             self.limited = self.limited or (room <= 0 and marks.startable > 0)
-        self._lifecycle.start_next(runs, room=room > 0)
+        self._start_next(runs, room=room > 0)
+
+    def _start_next(self, runs: list[RunningJob], *, room: bool) -> None:
+        code = HindranceCode.MODEL_NOT_SERVED
+        unserved = {i for i, found in self._hindrances.of_jobs().items() if found.code is code}
+        self._lifecycle.start_next(runs, unserved, room=room)
 
     def _admittable(self) -> list[RunningJob]:
         """Return the jobs that may run, the most urgent first."""
         return [
             run
             for run in self._jobs.runs(time.time())
-            if run.record.ending is None
-            and run.damage is None
-            and not self._jobs.is_paused(run.record)
+            if run.record.ending is None and run.damage is None and self._may_run(run.record)
         ]
+
+    def _may_run(self, record: JobRecord) -> bool:
+        """Return whether requests of a job may be sent, as far as its owner and its model go."""
+        if record.model is None and self._engine.info.default_model is not None:
+            return False  # it is being bound to that
+        return not self._jobs.is_paused(record) and self._engine.info.serves(record.model)
 
     def _admit_suspects(self) -> None:
         for job_id, line in self._suspects.group:
@@ -323,9 +304,9 @@ class Runner:
             if run is None or run.damage is not None or not run.is_open(line):
                 self._suspects.forget((job_id, line))
             elif run.marks.take_suspect(run.input.ordinal_of(line)):
-                self._launch(run, run.input.ordinal_of(line), self._target())
+                self._launch(run, run.input.ordinal_of(line), self._engine.info.generation)
 
-    def _launch(self, run: RunningJob, ordinal: int, target: Target) -> int:
+    def _launch(self, run: RunningJob, ordinal: int, generation: int) -> int:
         """Send one request, or set an invalid line aside; return how many are in flight."""
         fault = run.invalid.get(run.input.line_of(ordinal))
         try:
@@ -336,18 +317,13 @@ class Runner:
                 except LineFaultError as error:  # the limits were lowered since
                     fault = error.fault
                 else:
-                    self._attempts.launch(run, ordinal, request, target)
+                    self._attempts.launch(run, ordinal, request, generation)
                     return 1
             self._letters.set_aside_invalid(run, ordinal, fault, time.time())
         except DamagedJobError as error:
             run.damage = error
             self.wake()
         return 0
-
-    def _target(self) -> Target:
-        """Return where requests go now; asked once a turn, as it costs as much as a request."""
-        info = self._engine.info
-        return Target(info.generation, info.default_model)
 
     # -- end ------------------------------------------------------------------------
 

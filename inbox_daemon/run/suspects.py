@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from inbox_daemon.contract.records import JobRecord
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.run.poison import Bisection, Suspect
@@ -150,13 +151,11 @@ class Suspects:
 
     # -- turns ----------------------------------------------------------------------
 
-    def postpone_paused(self) -> None:
-        """Put off the suspects of a paused job, so that no other job waits for them."""
-        if not self._jobs.paused:
-            return
+    def postpone_waiting(self, may_run: Callable[[JobRecord], bool]) -> None:
+        """Put off the suspects of a job that waits, so that no other job waits for them."""
         for job_id in {job_id for group in self._bisection.groups for job_id, _ in group}:
             run = self._jobs.run_of(job_id)
-            if run is not None and self._jobs.is_paused(run.record) and not run.in_flight:
+            if run is not None and not may_run(run.record) and not run.in_flight:
                 self._bisection.postpone(job_id)
                 self.dirty = True
                 self._put_off()

@@ -71,7 +71,7 @@ def assemble(  # noqa: PLR0913, PLR0917 - the parts that it joins
 
     admission = Admission(config, spool, ledger, jobs, served)
     redriver = Redriver(spool, ledger, admission)
-    controller = Controller(jobs, ledger, redriver)
+    controller = Controller(jobs, ledger, redriver, served)
     intake = Intake(config, spool, jobs, admission, controller, changed)
     jobs.on_change = changed
     return Parts(

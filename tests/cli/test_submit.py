@@ -155,11 +155,13 @@ def test_a_document_that_cannot_be_read_is_passed_over(spool: Spool, content: by
 
 # -- orders -------------------------------------------------------------------------
 
+NONE = frozenset[str]()
+
 
 def test_an_order_is_a_file(spool: Spool) -> None:
     """A command becomes NAME.ACTION in inbox/, with its reason if it has one."""
     submit.order(spool, "job", "cancel")
-    submit.order(spool, "ALL", "redrive", "poison")
+    submit.order(spool, "ALL", "redrive", reason="poison")
     assert (spool.inbox / "job.cancel").read_bytes() == b""
     assert orjson.loads((spool.inbox / "ALL.redrive").read_bytes()) == {"reason": "poison"}
 
@@ -173,20 +175,30 @@ def test_an_order_that_makes_no_sense_is_refused(
 ) -> None:
     """Names and reasons are checked before anything is dropped."""
     with pytest.raises(SenderError) as caught:
-        submit.order(spool, name, "redrive", reason)
+        submit.order(spool, name, "redrive", reason=reason)
     assert caught.value.code == code
     assert {path.name for path in spool.inbox.iterdir()} == {"high", "low"}
 
 
 def test_an_order_that_was_taken_is_obeyed(spool: Spool) -> None:
     """Once the file is gone and no refusal lies there, the order was carried out."""
-    assert submit.wait_obeyed(spool, "job.cancel", 0.0) is None
+    assert submit.wait_obeyed(spool, "job.cancel", 0.0, NONE) is None
 
 
 def test_an_order_that_was_refused_says_why(spool: Spool) -> None:
     """The refusal's words are those of its fault."""
     refuse(spool, "job.cancel", None, at=4e9, name="job.cancel")
-    assert submit.wait_obeyed(spool, "job.cancel", 0.0) == "it is too large"
+    (spool.rejected / "job.cancel").touch()
+    assert submit.wait_obeyed(spool, "job.cancel", 0.0, NONE) == "it is too large"
+
+
+def test_an_order_is_not_taken_for_an_earlier_one_that_was_refused(spool: Spool) -> None:
+    """A second order that follows at once has an answer of its own."""
+    refuse(spool, "job.cancel", None, at=4e9, name="job.cancel")
+    (spool.rejected / "job.cancel").touch()
+    earlier = submit.order(spool, "job", "cancel")
+    (spool.inbox / "job.cancel").unlink()
+    assert submit.wait_obeyed(spool, "job.cancel", 0.0, earlier) is None
 
 
 @pytest.mark.parametrize("place", ["claimed", "rejected"])
@@ -195,13 +207,13 @@ def test_an_order_that_is_being_refused_is_not_done(spool: Spool, place: str) ->
     folder = spool.claimed / f"{JOB_ID}.normal.drop" if place == "claimed" else spool.rejected
     folder.mkdir(exist_ok=True)
     (folder / "job.cancel").touch()
-    assert submit.wait_obeyed(spool, "job.cancel", 0.0) is not None
-    assert submit.wait_obeyed(spool, "other.cancel", 0.0) is None
+    assert submit.wait_obeyed(spool, "job.cancel", 0.0, NONE) is not None
+    assert submit.wait_obeyed(spool, "other.cancel", 0.0, NONE) is None
 
 
 def test_an_order_without_a_daemon_waits_for_one(spool: Spool) -> None:
     """After the patience is over the words say what is missing."""
-    submit.order(spool, "job", "cancel")
-    words = submit.wait_obeyed(spool, "job.cancel", 0.0)
+    earlier = submit.order(spool, "job", "cancel")
+    words = submit.wait_obeyed(spool, "job.cancel", 0.0, earlier)
     assert words is not None
     assert "inbox-daemon run" in words

@@ -199,3 +199,42 @@ def test_compact_needs_a_stopped_daemon(start_daemon: MakeDaemon) -> None:
     command(daemon, "verify", "job")
     daemon.start()
     assert len(daemon.run_job("after", chats(3)).results) == 3
+
+
+# -- a job and its model ------------------------------------------------------------
+
+
+def serve(daemon: DaemonProcess, model: str) -> None:
+    """Restart the daemon with another model in its configuration."""
+    daemon.stop()
+    daemon.sections["engine"] = {"command": daemon.standin("--model", model)}
+    daemon.start()
+
+
+@pytest.mark.parametrize("named", [{}, {"model": "standin"}], ids=["unnamed", "named"])
+def test_a_job_waits_while_another_model_is_served(start_daemon: MakeDaemon, named: Json) -> None:
+    """It shows why and how it goes on, others pass, and its owner binds it to the new model."""
+    daemon = start_daemon(run={"drain_s": 0.2})
+    lines = chats(10, dict.fromkeys((2, 5, 9), "[[hangx1]]"), **named)
+    daemon.drop("job", lines)
+    daemon.wait_status(lambda s: any(j["completed"] == 7 for j in s["jobs"]), "seven answers")
+    serve(daemon, "other")
+    shown = daemon.wait_status(
+        lambda s: s["worker"]["code"] == "model_not_served", "the job that waits"
+    )
+    assert (shown["status"], shown["worker"]["state"]) == ("degraded", "paused")
+    (job,) = shown["jobs"]
+    assert (job["model"], job["code"]) == ("standin", "model_not_served")
+    assert "job job --model" in job["reason"]
+    assert job["reason"] in shown["reasons"]
+    assert job["reason"] in command(daemon, "status")
+    assert job["reason"][:60] in command(daemon, "job", "job")
+    assert len(daemon.run_job("meanwhile", chats(3)).results) == 3
+    assert "not served here" in command(daemon, "job", "job", "--model", "typo", code=1)
+    assert "rebind job: done" in command(daemon, "job", "job", "--model", "other")
+    outputs = check_outputs(lines, daemon.wait_outcome("job"))
+    models = [outputs.results[f"r{i}"]["response"]["body"]["model"] for i in range(10)]
+    assert [i for i, model in enumerate(models) if model == "other"] == [2, 5, 9]
+    assert (outputs.status["model"], outputs.status["earlier_models"]) == ("other", ["standin"])
+    assert "standin, then other" in command(daemon, "job", "job")
+    assert command(daemon, "verify", "job")

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,95 @@ from inbox_daemon.spool import durable
 from run_checks import Make, ids, prove
 from scripted_runner import PATIENCE_S, Bench, line
 from spool_files import names
+
+# -- a job and its model ------------------------------------------------------------
+
+
+def serve(bench: Bench, *models: str) -> None:
+    """Have the engine answer to these models, and no other."""
+    bench.engine.info = replace(bench.engine.info, models=models)
+    bench.runner.wake()
+
+
+def models(bench: Bench, name: str) -> list[str]:
+    """Which model answered each request of a published job."""
+    answers = bench.lines("output.jsonl", name)
+    return [answer["response"]["body"]["model"] for answer in answers]
+
+
+@pytest.mark.parametrize("named", [{}, {"model": "m"}], ids=["unnamed", "named"])
+async def test_one_model_answers_all_of_a_job(make: Make, named: dict[str, str]) -> None:
+    """After a restart with another model the rest waits for the first, and others pass."""
+    bench = make(window=2)
+    wait = line("w", "wait", **named)
+    old = bench.add(*(line(i, **named) for i in ids(9)), wait, name="old", number=1)
+    async with bench.running():
+        await bench.until(lambda: bench.queue.entries[old].open_requests == 1)
+    await bench.crash()
+    bench = make(window=2)
+    serve(bench, "n")
+    async with bench.running():
+        await bench.until(bench.runner.hindrance)
+        found = bench.runner.hindrance()
+        assert found is not None
+        assert found.code is HindranceCode.MODEL_NOT_SERVED
+        assert "the model m, and n is served" in found.words
+        assert list(bench.runner.facts().waiting) == [old]
+        bench.add(line("b"), name="new", number=2)
+        await bench.until(lambda: bench.published == ["new"])
+        assert bench.engine.sent == ["b"]
+        serve(bench, "n", "m")
+        bench.engine.released.set()
+        await bench.until(lambda: not bench.queue.entries)
+        assert not bench.runner.facts().waiting
+    assert (models(bench, "new"), models(bench, "old")) == (["n"], ["m"] * 10)
+    assert bench.status("old")["model"] == "m"
+    prove(bench, "old")
+
+
+async def test_a_job_whose_model_is_gone_can_be_cancelled(make: Make) -> None:
+    """It needs no model to be published as it is."""
+    bench = make()
+    job_id = bench.add(line("a", model="old"))
+    async with bench.running():
+        await bench.until(bench.runner.hindrance)
+        await bench.queue.end(job_id, DeadReason.CANCELLED)
+        await bench.until(lambda: not bench.queue.entries)
+    assert (bench.engine.sent, bench.codes()) == ([], {"a": "cancelled"})
+
+
+async def test_a_job_that_is_bound_again_asks_for_its_new_model(make: Make) -> None:
+    """What was answered stays, the rest asks for the new model whatever its line names."""
+    bench = make(window=2)
+    waiting = [line(i, "wait", model="m") for i in "wxyz"]
+    job_id = bench.add(line("a", model="m"), *waiting, line("b"))
+    async with bench.running():
+        await bench.until(lambda: {"w", "x"} <= bench.engine.flying.keys())
+        serve(bench, "n")
+        assert await bench.queue.rebind(job_id, "n")
+        bench.engine.released.set()
+        await bench.until(lambda: not bench.queue.entries)
+    # Those that were in flight get their answer from where they were sent.
+    assert models(bench, "job") == ["m"] * 3 + ["n"] * 3
+    shown = bench.status()
+    assert (shown["model"], shown["earlier_models"]) == ("n", ["m"])
+    prove(bench)
+
+
+async def test_suspects_of_a_job_that_waits_for_its_model_hold_no_other_up(make: Make) -> None:
+    """The engine died under it and came back with another model: the others run meanwhile."""
+    bench = make(window=2)
+    bench.add(line("a", "die"), line("b", "wait"), name="old", number=1)
+    async with bench.running():
+        await bench.until(lambda: bench.suspects.deaths)
+        serve(bench, "n")
+        bench.add(line("c"), name="new", number=2)
+        await bench.until(lambda: bench.published == ["new"])
+        serve(bench, "m")
+        bench.engine.released.set()
+        await bench.until(lambda: not bench.queue.entries)
+    assert models(bench, "old") == ["m", "m"]
+
 
 # -- pauses, cancels, expiry --------------------------------------------------------
 
@@ -137,6 +227,11 @@ def room_for(bench: Bench, spare: int) -> dict[str, int]:
     return disk
 
 
+def waits(bench: Bench) -> list[str]:
+    """Why jobs wait, as the status says it."""
+    return [hindrance.words for hindrance in bench.runner.facts().waiting.values()]
+
+
 async def test_results_without_room_wait_and_the_others_go_on(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,8 +243,8 @@ async def test_results_without_room_wait_and_the_others_go_on(
     bench.add(line("a"), name="small", number=2)
     async with bench.running():
         await bench.until(lambda: bench.published == ["small"])
-        await bench.until(lambda: bench.runner.facts().held)
-        (words,) = bench.runner.facts().held
+        await bench.until(lambda: bench.runner.facts().waiting)
+        (words,) = waits(bench)
         assert words.startswith("the results of large wait: they need 1 MiB more")
         found = bench.runner.hindrance()
         assert found is not None
@@ -157,7 +252,7 @@ async def test_results_without_room_wait_and_the_others_go_on(
         assert not bench.spool.build_path(f"{JOB_ID[:-1]}1").exists()
         disk["spare"] = 10_000_000
         await bench.until(lambda: not bench.queue.entries)
-        assert not bench.runner.facts().held
+        assert not bench.runner.facts().waiting
     prove(bench, "large")
 
 
@@ -185,7 +280,7 @@ async def test_an_error_of_the_disk_is_a_wait_and_no_end(
     async with bench.running():
 
         def over() -> bool:
-            held.update(bench.runner.facts().held)
+            held.update(waits(bench))
             return not bench.queue.entries
 
         await bench.until(over)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from inbox_daemon.jobs import commit
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.line import parse_request
-from inbox_daemon.run.attempts import Attempts, Target
+from inbox_daemon.run.attempts import Attempts
 from run_checks import Make, ids, prove
 from scripted_runner import Bench, line
 
@@ -34,12 +35,16 @@ async def test_every_request_is_answered_in_input_order(make: Make) -> None:
 
 
 async def test_a_model_that_was_left_out_is_filled_in(make: Make) -> None:
-    """A request without a model gets the one that is served, and a named model is unchanged."""
+    """A request without a model gets the one that its job is bound to."""
     bench = make()
-    bench.add(line("a"), line("b", model="mine"))
+    bench.add(line("a"), line("b"), name="plain", number=1)
+    bench.engine.info = replace(bench.engine.info, models=("m", "mine"))
+    bench.add(line("a"), line("b", model="mine"), name="named", number=2)
     await bench.finish()
-    models = [out["response"]["body"]["model"] for out in bench.lines("output.jsonl")]
-    assert models == ["m", "mine"]
+    for name, model in [("plain", "m"), ("named", "mine")]:
+        answers = bench.lines("output.jsonl", name)
+        assert [answer["response"]["body"]["model"] for answer in answers] == [model, model]
+        assert bench.status(name)["model"] == model
 
 
 async def test_the_window_is_followed_while_it_changes(make: Make) -> None:
@@ -288,7 +293,7 @@ async def test_every_flight_ends_even_if_it_never_began(make: Make) -> None:
     woken: list[int] = []
     attempts = Attempts(bench.engine, 1.0, lambda: woken.append(1))
     request = parse_request(run.input.read(0), bench.config.limits)
-    attempts.launch(run, 0, request, Target(1, None))
+    attempts.launch(run, 0, request, 1)
     attempts.abort(run)
     await bench.until(lambda: woken)
     assert [arrival.verdict for arrival in attempts.take()] == [None]

@@ -212,14 +212,9 @@ class Bench:
         path = self.spool.queued / f"{job_id}.jsonl"
         path.write_bytes(b"".join(lines))
         found = validate_file(path, self.config.limits, Served(), keep_invalid=True)
-        record = job_record(
-            job_id,
-            name,
-            requests=found.requests,
-            invalid=len(found.invalid),
-            lines_sha256=found.digest.hexdigest(),
-            **fields,
-        )
+        known = {"requests": found.requests, "model": found.model}
+        known |= {"invalid": len(found.invalid), "lines_sha256": found.digest.hexdigest()}
+        record = job_record(job_id, name, **(known | fields))
         self.ledger.accept(record, found.invalid)
         self.queue.add(record)
         self.runner.wake()
