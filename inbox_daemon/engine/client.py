@@ -127,11 +127,12 @@ class Client:
         self.trouble = f"/health answers {status}" if sick else None
         return Probe.SICK if sick else Probe.ALIVE
 
-    async def models(self) -> ModelList:
-        """Ask which model names requests may use; empty when the server does not say."""
+    async def models(self) -> ModelList | None:
+        """Ask which model names requests may use; None when the server does not say."""
         entries = (await self._get_json("/v1/models")).get("data")
-        listed = entries if isinstance(entries, list) else []
-        models = [entry for entry in listed if isinstance(entry, dict)]
+        if not isinstance(entries, list):
+            return None
+        models = [entry for entry in entries if isinstance(entry, dict)]
         lengths = [entry.get("max_model_len") for entry in models]
         return ModelList(
             tuple(str(entry["id"]) for entry in models if "id" in entry),

@@ -8,10 +8,12 @@ Known limit: a server that answers /health but computes nothing looks alive.
 """
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from inbox_daemon.engine.base import Load
-from inbox_daemon.engine.client import Client, Probe
+from inbox_daemon.engine.client import Client, ModelList, Probe
 
 _SICK = "the engine says of itself that it cannot serve any more"
 _GONE = "the engine does not answer any more"
@@ -22,9 +24,12 @@ _MAX_LOOKS = 5
 class Timing:
     """How patient the supervisor is; all in seconds but the two counts of looks.
 
-    After an engine that had been ready, the next one starts at once (`restart_s`): a
-    death in the middle of work is the work's doing.  One that never became ready is
-    tried again after `backoff_s`, doubled each time up to `backoff_max_s`.
+    After an engine that was lost under requests, or had shown that it works, the next one
+    starts at once (`restart_s`): a death in the middle of work is the work's doing, and the
+    bisection has patience of its own.  One that never became ready, or died idle soon after,
+    is tried again after `backoff_s`, doubled each time up to `backoff_max_s`.
+    The models of a ready engine are asked for each `models_s`, and after an answer that
+    doubts them, at most each `models_gap_s`.
     """
 
     start_timeout_s: float = 900.0
@@ -36,6 +41,8 @@ class Timing:
     backoff_max_s: float = 600.0
     # An engine that was ready this long has shown that it works.
     proven_s: float = 60.0
+    models_s: float = 30.0
+    models_gap_s: float = 1.0
     loss_grace_s: float = 1.0
     stop_grace_s: float = 5.0
     gone_looks: int = 3
@@ -44,7 +51,12 @@ class Timing:
 
 
 class StartedEngine:
-    """A started engine.  `over` gets the reason of its end."""
+    """A started engine.  `over` gets the reason of its end.
+
+    `asked` says whether it was sent a request, `answered` whether it has answered one other
+    than by an error of its own; `ready_at`, in monotonic seconds, is None until it is ready;
+    `models_doubted` is set once an answer speaks of a model as unknown.
+    """
 
     def __init__(self, client: Client, timing: Timing, *, substitutable: bool) -> None:
         """Watch the server behind `client`; `close` closes that too."""
@@ -52,6 +64,9 @@ class StartedEngine:
         self.substitutable = substitutable
         self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.load = Load()
+        self.asked = self.answered = False
+        self.ready_at: float | None = None
+        self.models_doubted = asyncio.Event()
         self._timing = timing
         self._probe: asyncio.Task[str | None] | None = None
         self._reading = asyncio.Lock()
@@ -93,6 +108,18 @@ class StartedEngine:
         """Read the figures, one reading at a time, so that an older one is never the last."""
         async with self._reading:
             self.load = await self.client.load()
+
+    async def follow_models(self) -> AsyncIterator[ModelList]:
+        """Ask for the models again now and then; what could not be read is left out."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._timing.models_s):
+                    await self.models_doubted.wait()
+            self.models_doubted.clear()
+            models = await self.client.models()
+            if models is not None:
+                yield models
+            await asyncio.sleep(self._timing.models_gap_s)
 
     async def examine(self) -> str | None:
         """Look closely, after a failure; returns why the engine is lost, or None.

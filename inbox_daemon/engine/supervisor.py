@@ -11,6 +11,8 @@ Purpose: the `Engine` of base.py, for a child and for a remote server alike.
 Invariants: an engine that fails raises nothing here and is tried without end, ever more
 slowly; the first reason for an engine's end is the one that counts; the next one starts
 when all processes of the last one are gone.
+An engine that dies idle soon after it was ready, before any answer, counts as one that could
+not be started: what kills it is not the work, and starts without a pause wear out the card.
 Known limit: an engine that answers /health but computes nothing is not noticed here;
 the worker sees that and calls `restart`.
 """
@@ -31,11 +33,14 @@ from inbox_daemon.engine.base import (
     NoReplyKind,
     Reply,
 )
-from inbox_daemon.engine.client import Client
+from inbox_daemon.engine.client import Client, ModelList
 from inbox_daemon.engine.health import StartedEngine, Timing
 from inbox_daemon.engine.process.servers import Server
 
 _NOT_FOUND = 404
+_SERVER_ERROR = 500
+# What an answer says that knows no such model, in the first bytes of it.
+_MODEL, _MAX_ERROR = b"model", 2000
 _LOGGED_LINES = 10
 log = logging.getLogger(__name__)
 # Of an engine that does not run.
@@ -61,7 +66,8 @@ class Supervisor:
         )
         self._engine: StartedEngine | None = None
         self._ready = asyncio.Event()
-        self._ready_at: float | None = None
+        # The engine that was started last, until the pause after its end is known.
+        self._last: StartedEngine | None = None
         self._retry_at: float | None = None
         self._failures = 0
         self._starts = 0
@@ -118,8 +124,14 @@ class Supervisor:
         engine = self._engine
         if engine is None or not self._ready.is_set():
             return NoReply(NoReplyKind.CONNECTION, f"the engine is {self._info.state}")
+        engine.asked = True
         reply = await engine.client.post(url, body, request_id, timeout_s)
-        if isinstance(reply, Reply) and reply.status == _NOT_FOUND and engine.substitutable:
+        if isinstance(reply, NoReply):
+            return reply
+        engine.answered = engine.answered or reply.status < _SERVER_ERROR
+        if reply.status == _NOT_FOUND and _MODEL in reply.body[:_MAX_ERROR]:
+            engine.models_doubted.set()
+        if reply.status == _NOT_FOUND and engine.substitutable:
             # Distinguish a path that this form of the server lacks from an answer of the engine.
             served = await engine.client.serves(url)
             if engine.over.done():
@@ -182,19 +194,20 @@ class Supervisor:
         self._become(replace(self._info, state=state, restarts=self._starts - 1))
         client = Client(await self._server.start())
         engine = StartedEngine(client, self._timing, substitutable=self._server.has_substitute)
-        self._engine = engine
+        self._engine = self._last = engine
         tasks = [
             asyncio.create_task(self._server.ended()),
             asyncio.create_task(self._watch(engine)),
         ]
+        following = asyncio.create_task(self._follow_models(engine))
         try:
             await asyncio.wait({*tasks, engine.over}, return_when=asyncio.FIRST_COMPLETED)
             reason = next((task.result() for task in tasks if task.done()), "")
             self._end(engine, reason)
         finally:
-            for task in tasks:
+            for task in (*tasks, following):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, following, return_exceptions=True)
 
     async def _watch(self, engine: StartedEngine) -> str:
         """Bring the engine up and watch it; returns what is wrong with it."""
@@ -207,7 +220,8 @@ class Supervisor:
         )
         if engine.over.done():
             return engine.over.result()
-        self._ready_at = time.monotonic()
+        models = models or ModelList()
+        engine.ready_at = time.monotonic()
         self._become(
             replace(
                 self._info,
@@ -220,6 +234,16 @@ class Supervisor:
         )
         log.info("engine_ready", extra={"models": models.names, "version": version})
         return await engine.watch()
+
+    async def _follow_models(self, engine: StartedEngine) -> None:
+        """Keep the list of models true: adapters are loaded and backends added at run time."""
+        await self._ready.wait()
+        async for found in engine.follow_models():
+            before = self._info.models
+            if found.names != before and self._ready.is_set():
+                log.info("models_changed", extra={"models": found.names, "before": before})
+                length = found.max_model_len
+                self._become(replace(self._info, models=found.names, max_model_len=length))
 
     # Its end.
 
@@ -249,12 +273,14 @@ class Supervisor:
         log.warning("engine_ended", extra={"reason": error, "lines": lines[-_LOGGED_LINES:]})
 
     def _delay(self) -> float:
-        ready_at, self._ready_at = self._ready_at, None
-        if ready_at is not None:
-            if time.monotonic() - ready_at > self._timing.proven_s:
+        last, self._last = self._last, None
+        if last is not None and last.ready_at is not None:
+            if last.answered or time.monotonic() - last.ready_at > self._timing.proven_s:
                 self._failures = 0
-            return self._timing.restart_s
-        if self._server.start_differently():
+                return self._timing.restart_s
+            if last.asked:  # the bisection decides how long it goes on like this
+                return self._timing.restart_s
+        elif self._server.start_differently():
             return self._timing.restart_s
         self._failures += 1
         # The exponent stays small, as the power of a large one is no float any more.

@@ -151,6 +151,28 @@ def test_engine_that_cannot_start_is_tried_after_pauses(make_daemon: MakeDaemon)
     assert len(daemon.events("engine_failed")) == 1
 
 
+def test_engine_that_dies_idle_is_started_after_a_pause(start_daemon: MakeDaemon) -> None:
+    """An engine that ends soon after it was ready, with nothing to do, is not restarted at once."""
+    daemon = start_daemon()
+    kill_engine(daemon)
+    status = daemon.wait_status(lambda s: s["engine"]["retry_in_s"], "a pause")
+    assert status["engine"]["retry_in_s"] > 2
+
+
+@pytest.mark.slow
+def test_model_that_is_loaded_later_is_known(make_daemon: MakeDaemon) -> None:
+    """The health lists a model that the engine loads at run time, and the log reports it."""
+    daemon = make_daemon()
+    models = daemon.folder / "models"
+    command = daemon.standin("--model", "base", "--models-file", str(models))
+    daemon.sections["engine"]["command"] = command
+    daemon.start()
+    models.write_text("adapter")
+    daemon.wait_status(lambda s: s["engine"]["models"] == ["base", "adapter"], "the adapter")
+    [change] = daemon.events("models_changed")
+    assert (change["before"], change["models"]) == (["base"], ["base", "adapter"])
+
+
 def test_command_that_does_not_exist_is_named(make_daemon: MakeDaemon) -> None:
     """The health names a command that does not exist."""
     daemon = make_daemon(engine={"command": ["no-such-engine", "{socket}"]}).start(ready=False)

@@ -131,6 +131,7 @@ async def test_the_servers_facts_are_read(client: Client) -> None:
     """Health, models, version and load are read from the server's pages."""
     models = await client.models()
     assert await client.health() is Probe.ALIVE
+    assert models is not None
     assert (models.names, models.max_model_len) == (("standin",), 2048)
     assert await client.version() == "0.0.standin"
     assert await client.load() == Load(0, 0, 0.0, 0, 0)

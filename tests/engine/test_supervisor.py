@@ -11,12 +11,17 @@ import pytest
 
 from inbox_daemon.engine import RECORD_NAME, Timing
 from inbox_daemon.engine.base import EngineState, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.client import Client, ModelList
+from inbox_daemon.engine.health import StartedEngine
 from inbox_daemon.engine.process.session import reap_orphans
 from standin_process import (
+    CHAT,
+    LONG_S,
     QUICK,
     Watched,
     alive,
     ask,
+    chat,
     echoed,
     ready,
     standin_config,
@@ -209,6 +214,108 @@ async def test_the_pause_has_an_upper_limit(tmp_path: Path) -> None:
         await watched.until(lambda info: info.restarts == 4)
         pauses = [info.retry_in_s for info in watched.seen if info.retry_in_s is not None]
         assert max(pauses) <= 0.002
+
+
+def pauses(watched: Watched) -> list[float]:
+    """Return the pauses before the starts after the first, as they were shown, in order."""
+    shown = [info.retry_in_s for info in watched.seen if info.retry_in_s is not None]
+    return [round(pause, 2) for pause in shown]
+
+
+async def kill_ready(watched: Watched, generation: int) -> None:
+    """Kill the engine of that generation once it is ready, and wait until its end is known."""
+    os.kill((await ready(watched, generation)).pids[0], signal.SIGKILL)
+    await watched.until(lambda info: info.generation == generation + 1)
+
+
+PAUSES = replace(QUICK, restart_s=0.01, backoff_s=0.05, backoff_max_s=10)
+
+
+async def test_an_engine_that_dies_idle_again_and_again_backs_off(tmp_path: Path) -> None:
+    """Ends soon after it was ready, with no request sent, are followed by growing pauses."""
+    async with supervised(standin_config(tmp_path), tmp_path, PAUSES) as watched:
+        for generation in range(4):
+            await kill_ready(watched, generation)
+        await ready(watched, 4)
+        assert pauses(watched) == [0.05, 0.1, 0.2, 0.4]
+
+
+async def test_an_answer_ends_the_backing_off(tmp_path: Path) -> None:
+    """An engine that has answered is replaced at once, and the pauses begin at the shortest."""
+    async with supervised(standin_config(tmp_path), tmp_path, PAUSES) as watched:
+        await kill_ready(watched, 0)
+        await kill_ready(watched, 1)
+        await ready(watched, 2)
+        await ask(watched, "hello")
+        await kill_ready(watched, 2)
+        await kill_ready(watched, 3)
+        await ready(watched, 4)
+        assert pauses(watched) == [0.05, 0.1, 0.01, 0.05]
+
+
+async def test_an_engine_that_lasts_has_shown_that_it_works(tmp_path: Path) -> None:
+    """An idle engine that was ready for long enough is replaced at once."""
+    timing = replace(PAUSES, proven_s=0)
+    async with supervised(standin_config(tmp_path), tmp_path, timing) as watched:
+        await kill_ready(watched, 0)
+        await kill_ready(watched, 1)
+        await ready(watched, 2)
+        assert pauses(watched) == [0.01, 0.01]
+
+
+async def test_deaths_under_requests_have_no_growing_pauses(tmp_path: Path) -> None:
+    """A bisection needs engines quickly: a death with requests sent is followed by a start."""
+    async with supervised(standin_config(tmp_path), tmp_path, PAUSES) as watched:
+        for generation in range(3):
+            await ready(watched, generation)
+            await ask(watched, "[[kill]]")
+            await watched.until(lambda info, last=generation: info.generation > last)  # type: ignore[misc]
+        await ready(watched, 3)
+        assert pauses(watched) == [0.01, 0.01, 0.01]
+
+
+async def test_models_that_come_later_are_known(tmp_path: Path) -> None:
+    """The list of models is read again now and then, and a change is shown and reported."""
+    models = tmp_path / "models"
+    timing = replace(QUICK, models_s=0.05, models_gap_s=0)
+    config = standin_config(tmp_path, "--models-file", str(models))
+    async with supervised(config, tmp_path, timing) as watched:
+        assert (await ready(watched)).models == ("standin",)
+        models.write_text("adapter")
+        await watched.until(lambda info: info.models == ("standin", "adapter"))
+        models.write_text("")
+        await watched.until(lambda info: info.models == ("standin",))
+        shown = [info.models for info in watched.seen if info.state is EngineState.READY]
+        assert shown == [("standin",), ("standin", "adapter"), ("standin",)]
+
+
+async def test_an_unknown_model_has_the_list_read_at_once(tmp_path: Path) -> None:
+    """An answer that knows no such model is a reason to ask which there are."""
+    models = tmp_path / "models"
+    timing = replace(QUICK, models_s=1000)
+    config = standin_config(tmp_path, "--models-file", str(models))
+    async with supervised(config, tmp_path, timing) as watched:
+        await ready(watched)
+        models.write_text("adapter")
+        body = chat("hello", model="gone")
+        reply = await watched.engine.send(CHAT, body, "r-1", LONG_S)
+        assert isinstance(reply, Reply)
+        assert reply.status == 404
+        await watched.until(lambda info: info.models == ("standin", "adapter"))
+
+
+async def test_a_list_that_cannot_be_read_changes_nothing() -> None:
+    """A server that does not say its models now is asked again, and no list is made of that."""
+    answers = iter([None, None, ModelList(("a",))])
+
+    class Listing(Client):
+        async def models(self) -> ModelList | None:
+            return next(answers)
+
+    timing = replace(QUICK, models_s=0, models_gap_s=0)
+    engine = StartedEngine(Listing("unix:/nowhere"), timing, substitutable=False)
+    assert await anext(engine.follow_models()) == ModelList(("a",))
+    await engine.close()
 
 
 async def test_an_engine_that_is_not_ready_in_time_is_killed(tmp_path: Path) -> None:

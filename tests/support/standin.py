@@ -56,10 +56,16 @@ class Standin:
         return web.Response(status=503 if self.dead else 200)
 
     async def models(self, _request: web.Request) -> web.Response:
-        """List the one model."""
+        """List the model, and those of --models-file."""
         length = self.options.max_model_len
-        entry = {"id": self.options.model, "object": "model", "max_model_len": length}
-        return _json({"object": "list", "data": [entry]})
+        entries = [
+            {"id": name, "object": "model", "max_model_len": length} for name in self._served()
+        ]
+        return _json({"object": "list", "data": entries})
+
+    def _served(self) -> list[str]:
+        more = self.options.models_file
+        return [self.options.model, *(more.read_text().split() if more and more.exists() else ())]
 
     async def version(self, _request: web.Request) -> web.Response:
         """Tell the version."""
@@ -97,7 +103,7 @@ class Standin:
 
     def _refusal(self, body: dict[str, Any]) -> web.Response | None:
         model = body.get("model")
-        if model is not None and model != self.options.model:
+        if model is not None and model not in self._served():
             return _error(404, f"The model `{model}` does not exist.", "NotFoundError")
         length = self.options.max_model_len
         if count_tokens(body) > length:

@@ -10,6 +10,7 @@ def parse_options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--socket", help="listen on this Unix socket")
     parser.add_argument("--port", type=int, help="listen on this port of 127.0.0.1; 0 takes any")
     parser.add_argument("--model", default="standin")
+    parser.add_argument("--models-file", type=Path, help="names of further models, while it runs")
     parser.add_argument("--max-model-len", type=int, default=2048, help="words of a prompt")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds for each request")
     parser.add_argument("--jitter", type=float, default=0.0, help="share by which it varies")
