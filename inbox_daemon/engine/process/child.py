@@ -5,7 +5,8 @@ and leave no process behind.
 Invariants: its output is read without a pause, so that it never blocks on us; a
 stop, even one that is cancelled meanwhile, has killed every process of its session; when the
 daemon itself is killed, the kernel kills the first process (launch.py) and the next
-daemon the others (session.py).
+daemon the others (session.py); its output fills no log (output.py), and its last lines are
+kept whole all the same.
 Known limits: start it from the main thread, whose end is what the kernel watches; a
 process of the server that opens a session of its own is not found.
 """
@@ -17,13 +18,15 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from inbox_daemon.engine.process import launch as launcher
 from inbox_daemon.engine.process.diagnosis import tells
+from inbox_daemon.engine.process.output import LineBudget
 from inbox_daemon.engine.process.session import (
     Leader,
     Note,
@@ -38,7 +41,9 @@ from inbox_daemon.engine.process.session import (
 KEPT_LINES = 50
 _KEPT_TELLING_LINES = 20
 _MAX_LINE = 2000
-_READ_BYTES = 65536
+_READ_BYTES = 16384
+# How long it may take until the log says how many lines were left out.
+_TELL_S = 60.0
 _DRAIN_S = 1.0
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -67,6 +72,8 @@ class Child:
         self._lines: deque[str] = deque()
         self._telling: deque[str] = deque(maxlen=_KEPT_TELLING_LINES)
         self._reading: asyncio.Task[None] | None = None
+        self._budget = LineBudget()
+        self._telling_later: asyncio.TimerHandle | None = None
 
     @classmethod
     async def start(cls, launch: Launch, record: Path, folder: Path) -> Self:
@@ -151,9 +158,11 @@ class Child:
                 rest = rest[-_MAX_LINE:]
                 for line in lines:
                     self._keep(line)
+                await asyncio.sleep(0)  # a flood that is always there must not be all there is
             self._keep(rest)
         finally:
             transport.close()
+            self._tell_left_out()
 
     def _keep(self, raw: bytes) -> None:
         line = clean(raw)
@@ -162,12 +171,26 @@ class Child:
         if _ACCESS.search(line):
             output_log.debug("engine_access", extra={"line": line})
             return
-        output_log.info("engine_line", extra={"line": line})
+        if self._budget.take(len(line.encode()), time.monotonic()):
+            self._tell_left_out()
+            output_log.info("engine_line", extra={"line": line})
+        elif self._telling_later is None:
+            loop = asyncio.get_running_loop()
+            self._telling_later = loop.call_later(_TELL_S, self._tell_left_out)
         self._lines.append(line)
         if len(self._lines) > KEPT_LINES:
             oldest = self._lines.popleft()
             if tells(oldest):
                 self._telling.append(oldest)
+
+    def _tell_left_out(self) -> None:
+        """Log how much was left out since the last time, if any."""
+        if self._telling_later is not None:
+            self._telling_later.cancel()
+            self._telling_later = None
+        left_out = self._budget.told()
+        if left_out is not None:
+            output_log.warning("engine_lines_dropped", extra=asdict(left_out))
 
 
 def clean(raw: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -81,6 +82,21 @@ async def test_access_lines_do_not_push_out_the_others(start: Start) -> None:
     await child.wait()
     await child.stop(0)
     assert child.lines == ("RuntimeError: why",)
+
+
+async def test_a_flood_does_not_fill_the_log(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a flood the log gets a part and the number of the rest, and the last lines are kept."""
+    caplog.set_level(logging.INFO, "inbox_daemon.engine.output")
+    child = await start("for n in range(100_000): print(n % 10)\nprint('the end')")
+    await child.wait()
+    await child.stop(0)
+    logged = [record for record in caplog.records if record.message == "engine_line"]
+    [dropped] = [record for record in caplog.records if record.message == "engine_lines_dropped"]
+    assert len(logged) + vars(dropped)["lines"] == 100_001
+    assert len(logged) < 2000
+    assert child.lines[-2:] == ("9", "the end")
 
 
 async def test_a_line_without_an_end_is_cut(start: Start) -> None:
