@@ -107,7 +107,7 @@ async function readHealth() {
 function whatIsWrong(health, now) {
   if (health === null) return "the service was never started";
   const age = now - health.written_at;
-  if (age > health.stale_after_s) {
+  if (Math.abs(age) > health.stale_after_s) { // from the future: a clock was set back since
     return `the service is down: its health was written ${age.toFixed()} s ago`;
   }
   return health.status === "unhealthy" ? health.reasons.join("; ") : null;

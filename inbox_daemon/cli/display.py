@@ -69,7 +69,7 @@ def print_status(status: ServiceStatus) -> None:
     word = status.status if fresh else "down"
     head = Text.assemble((word, _COLOURS.get(word, "red")), f"  pid {status.pid}")
     age_s = time.time() - status.written_at
-    head.append(f", written {age_s:.0f} s ago")
+    head.append(f", written {abs(age_s):.0f} s {'ago' if age_s >= 0 else 'in the future'}")
     console.print(head)
     if not fresh:
         console.print(plain("  the document is stale: the daemon is not running"))

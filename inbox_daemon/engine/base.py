@@ -82,7 +82,8 @@ class EngineInfo:
     an answer of an earlier engine.  `last_error` is a sentence for the operator about the end
     of the last engine, kept while the next one runs; `last_lines` the newest lines that
     the server printed before it ended.  `retry_in_s` is the time left until the next
-    start, in BACKOFF only.  `since` is the Unix time at which the state began.
+    start, in BACKOFF only.  `since` is the moment at which the state began, in
+    seconds of the monotonic clock.
     `configured_model` is the name that the configuration gives its model, empty if none.
     """
 

@@ -62,7 +62,7 @@ class Supervisor:
         self._timing = timing
         self._on_change = on_change
         self._info = EngineInfo(
-            EngineState.STOPPED, since=time.time(), configured_model=configured_model
+            EngineState.STOPPED, since=time.monotonic(), configured_model=configured_model
         )
         self._engine: StartedEngine | None = None
         self._ready = asyncio.Event()
@@ -289,7 +289,7 @@ class Supervisor:
 
     def _become(self, info: EngineInfo) -> None:
         if info.state is not self._info.state:
-            info = replace(info, since=time.time())
+            info = replace(info, since=time.monotonic())
         self._info = info
         if info.state is EngineState.READY:
             self._ready.set()

@@ -47,7 +47,7 @@ def build(facts: Facts, now: float) -> ServiceStatus:
         reasons=list(dict.fromkeys(unhealthy + degraded)),
         gpu=GpuStatus.model_validate(asdict(facts.gpu)) if facts.gpu else None,
         worker=_worker(facts, now),
-        engine=_engine(facts),
+        engine=_engine(facts, now),
         queue=QueueStatus(
             active_jobs=queue.active,
             queue_available=max(limits.max_queue_depth - queue.active, 0),
@@ -92,7 +92,7 @@ def _worker(facts: Facts, now: float) -> WorkerStatus:
     )
 
 
-def _engine(facts: Facts) -> EngineStatus:
+def _engine(facts: Facts, now: float) -> EngineStatus:
     info, use = facts.engine, facts.engine.load.kv_cache_use
     return EngineStatus(
         state=info.state.value,
@@ -103,7 +103,7 @@ def _engine(facts: Facts) -> EngineStatus:
         running=info.load.running,
         waiting=info.load.waiting,
         kv_cache_percent=None if use is None else round(min(max(use, 0.0), 1.0) * 100, 2),
-        state_seconds=round(max(facts.written_at - info.since, 0.0), 1) if info.since else 0.0,
+        state_seconds=round(max(now - info.since, 0.0), 1) if info.since else 0.0,
         retry_in_s=info.retry_in_s,
         last_error=info.last_error,
         last_lines=list(info.last_lines),

@@ -97,6 +97,15 @@ def test_a_stale_status_says_that_no_daemon_runs(capsys: pytest.CaptureFixture[s
     assert "not running" in out
 
 
+def test_a_status_from_the_future_is_stale(capsys: pytest.CaptureFixture[str]) -> None:
+    """By a clock that was set back no daemon is known to run, and the age says why."""
+    ahead = service_status().model_copy(update={"written_at": time.time() + 3600})
+    display.print_status(ahead)
+    out = capsys.readouterr().out
+    assert out.startswith("down")
+    assert "s in the future" in out
+
+
 def test_jobs_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Each job has its row, and its name is only a name."""
     status = job_documents.job_status(

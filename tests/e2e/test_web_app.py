@@ -248,6 +248,7 @@ def example_of_the_health() -> Json:
     [
         ({}, 0, "up"),
         ({"written_at": 0}, 1, "the service is down"),
+        ({"written_at": 9e9}, 1, "the service is down"),
         ({"status": "unhealthy", "reasons": ["the disk is full"]}, 1, "the disk is full"),
         ({"queue": {"queue_available": 0, "total_queued_requests": 0}}, 0, "the queue is full"),
         (
@@ -257,7 +258,7 @@ def example_of_the_health() -> Json:
         ),
         (None, 1, "never started"),
     ],
-    ids=["up", "stale", "unhealthy", "full", "crowded", "none"],
+    ids=["up", "stale", "future", "unhealthy", "full", "crowded", "none"],
 )
 def test_an_app_reads_the_health(
     language: str, tmp_path: Path, change: Json | None, code: int, words: str

@@ -397,6 +397,7 @@ def test_the_health_rule_works() -> None:
     written = health["written_at"]
     assert names["is_up"](health, written + 1)
     assert not names["is_up"](health, written + health["stale_after_s"] + 1)
+    assert not names["is_up"](health, written - health["stale_after_s"] - 1)
     assert not names["is_up"](health | {"status": "unhealthy"}, written + 1)
 
 

@@ -28,7 +28,7 @@ from inbox_daemon.report.facts import Facts
 from inbox_daemon.report.status import MAX_QUARANTINED, build
 from inbox_daemon.report.trends import Speed
 
-READY = EngineInfo(state=EngineState.READY, models=("m",), version="0.33", since=1000.0)
+READY = EngineInfo(state=EngineState.READY, models=("m",), version="0.33", since=40.0)
 SCHEMA = jsonschema.Draft202012Validator(json_schema("status"))
 FIRST, SECOND = "01J000000000000000000000A1", "01J000000000000000000000A2"
 NOW = 100.0
@@ -180,7 +180,7 @@ def test_the_engines_figures_are_shown_as_they_are() -> None:
     assert (engine.running, engine.waiting, engine.kv_cache_percent) == (5, 1, 25.1)
     assert (engine.restarts, engine.deaths) == (3, 2)
     assert (engine.last_error, engine.last_lines) == ("it died", ["one", "two"])
-    assert engine.state_seconds == 1000.0
+    assert engine.state_seconds == 60.0
     assert built(engine=info, run=RunFacts(deaths=4)).engine.deaths == 4
 
 
