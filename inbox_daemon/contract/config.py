@@ -183,6 +183,12 @@ class StatusConfig(_Section):
     interval_s: Seconds = 5
 
 
+class ClockConfig(_Section):
+    """How long a clock that jumped is to hold its new time before that is trusted."""
+
+    hold_s: Seconds = 600
+
+
 class DiskConfig(_Section):
     """How much room is left free; below it nothing is taken and nothing is sent."""
 
@@ -212,6 +218,7 @@ class Config(_Section):
     run: RunConfig = RunConfig()
     gpu: GpuConfig = GpuConfig()
     status: StatusConfig = StatusConfig()
+    clock: ClockConfig = ClockConfig()
     disk: DiskConfig = DiskConfig()
     retention: RetentionConfig = RetentionConfig()
 

@@ -230,7 +230,8 @@ class Admission:
         if known is not None:
             finished, dedup_s = known.finished_at, self.config.intake.dedup_days * 86400
             # The same file is run again once its job ended long ago and was collected.
-            recent = finished is None or time.time() - finished < dedup_s
+            now = self.queue.clock.read().earliest
+            recent = finished is None or now - finished < dedup_s
             if recent or self.spool.published_as(known.id, known.name) is not None:
                 return Redelivered(claim, known)
         found, options = Validation(), self._options(claim)
@@ -304,7 +305,8 @@ class Admission:
                 return self._reject_drop(decision)
 
     def _accept(self, decision: Accept) -> JobRecord:
-        claim, found, options, now = decision.claim, decision.found, decision.options, time.time()
+        claim, found, options = decision.claim, decision.found, decision.options
+        now = self.queue.clock.read().reckoned
         record = JobRecord(
             id=claim.job_id,
             name=claim.job,
@@ -409,7 +411,10 @@ class Admission:
         """Move a refused file and its reason to rejected/, with the ended event."""
         ended = job_documents.ended_rejected(why)
         reason = job_documents.pretty(why)
-        self.spool.reject(why.id, target, reason, source, lambda _: self.ledger.record_ended(ended))
+        at = self.queue.clock.read().latest
+        self.spool.reject(
+            why.id, target, reason, source, lambda _: self.ledger.record_ended(ended), at
+        )
 
     def _note_stuck(self, key: Key, signature: Signature, error: OSError, what: str) -> Wait:
         """Leave a file that cannot be moved where it is, and let it count once."""

@@ -23,7 +23,9 @@ from inbox_daemon.contract.job_documents import recent_ended
 from inbox_daemon.contract.limits import QueueLoad
 from inbox_daemon.contract.names import ALL
 from inbox_daemon.contract.records import DeadReason, Ended, EndedKind, JobRecord, Progress
+from inbox_daemon.jobs.clock import CheckedClock, Correction
 from inbox_daemon.jobs.running import RunningJob
+from inbox_daemon.jobs.system_time import SystemTime
 from inbox_daemon.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 # How many jobs that ended not long ago the status lists.
 RECENT = 20
 _PAUSED = "paused"
+# A job's times that are reckoned, by the clock's word for it, and not read off.
+_RECKONED = ("created_at", "in_progress_at", "expires_at")
 
 
 @dataclass(slots=True)
@@ -55,11 +59,15 @@ class ActiveEntry:
 class ActiveJobs:
     """All active jobs, and the newest of those that ended."""
 
-    def __init__(self, ledger: Ledger, ageing_s: float = 3600.0) -> None:
+    def __init__(
+        self, ledger: Ledger, ageing_s: float = 3600.0, clock: CheckedClock | None = None
+    ) -> None:
         """Start with no job, and with what was paused when the daemon ended.
 
-        `ageing_s` is the waiting time that raises a job by one level of priority.
+        `ageing_s` is the waiting time that raises a job by one level of priority; by `clock`,
+        or the machine's as it is, jobs wait, expire and are known again.
         """
+        self.clock = clock or CheckedClock(SystemTime())
         self.entries: dict[str, ActiveEntry] = {}
         self.recent: deque[RecentJob] = deque(maxlen=RECENT)
         self.last_finished: RecentJob | None = None
@@ -192,6 +200,19 @@ class ActiveJobs:
                 "job_rebound", extra={"job": entry.record.name, "model": model, "before": before}
             )
         return entry.record.model == model
+
+    async def correct(self, correction: Correction) -> None:
+        """Move the times of the jobs with the clock, so that each keeps the time it has left.
+
+        Raises LedgerError: as `update`.
+        """
+        since = correction.since
+        for record in [entry.record for entry in self.entries.values()]:
+            if since is not None and record.created_at < since:
+                continue
+            times = {name: getattr(record, name) for name in _RECKONED}
+            moved = {k: at + correction.by_s for k, at in times.items() if at is not None}
+            await self.update(record.id, **moved)
 
     async def pause(self, target: str) -> None:
         """Send nothing more of a job, by its id, or of ALL, a switch of its own.

@@ -18,6 +18,7 @@ from inbox_daemon.contract.job_documents import ended_damaged, ended_rejected, r
 from inbox_daemon.contract.names import JOB_SUFFIX
 from inbox_daemon.contract.records import Ended, JobRecord
 from inbox_daemon.jobs.active import RECENT, ActiveJobs
+from inbox_daemon.jobs.clock import CheckedClock
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.spool import Spool, durable
@@ -28,10 +29,12 @@ log = logging.getLogger(__name__)
 DAMAGE = (DamagedJobError, KeyError, FileNotFoundError)
 
 
-def recover(spool: Spool, ledger: Ledger, ageing_s: float = 3600.0) -> ActiveJobs:
+def recover(
+    spool: Spool, ledger: Ledger, ageing_s: float = 3600.0, clock: CheckedClock | None = None
+) -> ActiveJobs:
     """Repair the spool and return the active jobs; blocks, called before any loop runs.
 
-    `ageing_s` is passed on to them.
+    `ageing_s` and `clock` are passed on to them.
     Raises LedgerError, OSError: the spool cannot be read.
     """
     settle_claims(spool, ledger)
@@ -40,7 +43,7 @@ def recover(spool: Spool, ledger: Ledger, ageing_s: float = 3600.0) -> ActiveJob
             durable.remove_tree(path)
         else:
             durable.remove_file(path)
-    jobs = ActiveJobs(ledger, ageing_s)
+    jobs = ActiveJobs(ledger, ageing_s, clock)
     for job_id in spool.running_ids():
         _recover_running(job_id, spool, ledger, jobs)
     for job_id in spool.queued_ids():

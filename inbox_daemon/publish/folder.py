@@ -79,25 +79,31 @@ def _is_built(record: JobRecord, ledger: Ledger) -> bool:
 
 
 def publish(
-    record: JobRecord, spool: Spool, ledger: Ledger, advance: Callable[[], None] = lambda: None
+    record: JobRecord,
+    spool: Spool,
+    ledger: Ledger,
+    advance: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.time,
 ) -> JobRecord:
     """Publish a job whose requests all have their outcome; blocks, use a thread.
 
     Returns the finished record.  Repeating it after a crash, or an error, goes on where
-    that was.  `advance` is called now and then, as proof of progress.
+    that was.  `advance` is called now and then, as proof of progress; `clock` tells the time
+    from which the job counts as ended, in seconds since 1970.
     Raises LedgerError: a request lacks its outcome, which is a bug; DamagedJobError: its
     files lost data since, or cannot be read; OSError: the folder cannot be written.
     """
     shown = spool.published_as(record.id, record.name)
     if shown is None and not _is_built(record, ledger):
-        record = _build(record, spool, ledger, advance).model_copy(update={"outbox": record.name})
+        record = _build(record, spool, ledger, advance, clock)
+        record = record.model_copy(update={"outbox": record.name})
         ledger.update(record.model_copy(update={"finished_at": None}))
     if shown is None:
         shown = spool.publish(record.id, record.name)
     else:
         # It may have been moved by an attempt that failed before the move was on the disk.
         durable.sync_dir(spool.outbox)
-    record = _finished(record, ledger).model_copy(update={"outbox": shown})
+    record = _finished(record, ledger, clock()).model_copy(update={"outbox": shown})
     ledger.finish(record, job_documents.ended_job(record))
     spool.discard(record.id)
     log.info(
@@ -107,8 +113,8 @@ def publish(
     return record
 
 
-def _finished(record: JobRecord, ledger: Ledger) -> JobRecord:
-    progress, now = ledger.progress(record.id), time.time()
+def _finished(record: JobRecord, ledger: Ledger, now: float) -> JobRecord:
+    progress = ledger.progress(record.id)
     tokens_in, tokens_out = progress.input_tokens, progress.output_tokens
     return record.model_copy(
         update={
@@ -128,10 +134,14 @@ def _finished(record: JobRecord, ledger: Ledger) -> JobRecord:
 
 
 def _build(
-    record: JobRecord, spool: Spool, ledger: Ledger, advance: Callable[[], None]
+    record: JobRecord,
+    spool: Spool,
+    ledger: Ledger,
+    advance: Callable[[], None],
+    clock: Callable[[], float],
 ) -> JobRecord:
     """Write the folder into running/<id>/outbox, with everything in it on the disk."""
-    record = record.model_copy(update={"finalizing_at": time.time()})
+    record = record.model_copy(update={"finalizing_at": clock()})
     folder = spool.build_path(record.id)
     durable.remove_tree(folder)
     durable.make_dir(folder)
@@ -165,7 +175,7 @@ def _build(
                         files.add(RETRY, _retry_line(source.read(ordinal), record))
         finally:
             os.close(results)
-        record = _finished(record, ledger)
+        record = _finished(record, ledger, clock())
         made = files.counts[OUTPUT], files.counts[ERRORS]
         if made != (record.completed, record.failed) or sum(made) != record.requests:
             msg = (

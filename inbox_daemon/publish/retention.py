@@ -49,10 +49,17 @@ def surplus(kept: Iterable[Kept[T]], now: float, days: float, max_bytes: int) ->
 def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
     """Remove the surplus; blocks, use a thread.  Returns how many things went.
 
+    `now` is in seconds since 1970, and not later than it surely is.
     Raises LedgerError, OSError.
     """
     rules, gone = config.retention, 0
-    published = [Kept(name, at, size) for name, at, size in spool.published_folders()]
+    jobs = {record.id: record for record in ledger.jobs()}
+    # The file's time is the disk's alone, which may have been behind.
+    ends = {record.outbox: record.finished_at or 0.0 for record in jobs.values()}
+    published = [
+        Kept(name, max(at, ends.get(name, at)), size)
+        for name, at, size in spool.published_folders()
+    ]
     for name in surplus(published, now, rules.outbox_days, rules.outbox_max_bytes):
         spool.remove_published(name)
         log.info("outbox_removed", extra={"job": name})
@@ -62,8 +69,7 @@ def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
         spool.remove_rejection(names)
         log.info("rejection_removed", extra={"files": names})
         gone += 1
-    jobs, busy = {record.id: record for record in ledger.jobs()}, ledger.being_redriven()
-    letters = []
+    letters, busy = [], ledger.being_redriven()
     for job_id, line, size in ledger.dead_sizes():
         # Its age is that of its job's end, or of the job's id where the record is gone, as of
         # one whose files vanished; an active job has no end.

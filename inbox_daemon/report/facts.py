@@ -19,7 +19,8 @@ class Facts:
     """One daemon at one moment.
 
     `written_at` and `started_at` are in seconds since 1970; `speeds` is by job id;
-    `died_s_ago` is the time since the engine's last death, None if there was none.
+    `died_s_ago` is the time since the engine's last death, None if there was none;
+    `clock_doubt` says why the clock is not trusted, None if it is.
     """
 
     config: Config
@@ -33,6 +34,7 @@ class Facts:
     dead_letters: int = 0
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     died_s_ago: float | None = None
+    clock_doubt: str | None = None
     stopping: bool = False
     seq: int = 1
     written_at: float = 0.0

@@ -55,7 +55,7 @@ def degraded(facts: Facts) -> list[str]:
         reasons.append(f"{counted(count, 'thing')} {lie} in quarantine/: look at the log")
     reasons += facts.governor.reasons
     reasons += [hindrance.words for hindrance in facts.run.waiting.values()]
-    reasons += [facts.intake.hints_missing] if facts.intake.hints_missing else []
+    reasons += [words for words in (facts.intake.hints_missing, facts.clock_doubt) if words]
     if facts.run.bisecting:
         reasons.append("the engine died; the requests that were running are tried in groups")
     if facts.died_s_ago is not None and facts.died_s_ago < RECENT_DEATH_S:

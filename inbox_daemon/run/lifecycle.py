@@ -81,7 +81,7 @@ class Lifecycle:
         `running` are the jobs that may run, `unserved` those whose model is not served, by
         id; `room` says whether more may be in flight.
         """
-        now = time.time()
+        now = self._jobs.clock.read().reckoned
         record = self._jobs.next_queued(now, self._waiting() | unserved)
         if record is None:
             return
@@ -105,7 +105,7 @@ class Lifecycle:
     async def _start(self, record: JobRecord) -> None:
         try:
             await asyncio.to_thread(self._spool.start, record.id)
-            await self._jobs.update(record.id, in_progress_at=time.time())
+            await self._jobs.update(record.id, in_progress_at=self._jobs.clock.read().reckoned)
             run = await asyncio.to_thread(RunningJob, record, self._spool, self._ledger)
         except DAMAGE as error:
             await self._set_aside(record, error)
@@ -137,7 +137,8 @@ class Lifecycle:
 
     def expire(self, record: JobRecord) -> None:
         """End a job whose time is over, beside the loop."""
-        over = record.expires_at is not None and record.expires_at <= time.time()
+        at = record.expires_at
+        over = at is not None and at <= self._jobs.clock.read().earliest
         if over and record.id not in self._expiring:
             self._expiring.add(record.id)
             self._beside(self._expire(record))
@@ -195,7 +196,12 @@ class Lifecycle:
                 shortage = await asyncio.to_thread(self._shortage, record, failed)
                 if shortage is None:
                     record = await asyncio.to_thread(
-                        publish, record, self._spool, self._ledger, self._advance
+                        publish,
+                        record,
+                        self._spool,
+                        self._ledger,
+                        self._advance,
+                        lambda: self._jobs.clock.read().latest,
                     )
             except DamagedJobError as error:
                 run.close()

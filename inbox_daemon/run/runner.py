@@ -286,7 +286,7 @@ class Runner:
         """Return the jobs that may run, the most urgent first."""
         return [
             run
-            for run in self._jobs.runs(time.time())
+            for run in self._jobs.runs(self._jobs.clock.read().reckoned)
             if run.record.ending is None and run.damage is None and self._may_run(run.record)
         ]
 

@@ -86,7 +86,7 @@ class Suspects:
         if len(lost) == 1 and not {*lost} & (self._known | self._unanswered):
             self._unanswered.update(lost)
             self._doubt_engine(len(self._unanswered))
-        poison = self._bisection.died(lost, time.time())
+        poison = self._bisection.died(lost, self._jobs.clock.read().reckoned)
         self.dirty = True
         log.warning("engine_died", extra={"in_flight": len(lost), "poison": len(poison)})
         for (job_id, line), deaths in poison.items():
@@ -128,7 +128,7 @@ class Suspects:
     def answered(self, suspect: Suspect) -> None:
         """Take a request that was answered out of the bisection: it kills no engine."""
         if self._bisection:
-            self._bisection.answered(suspect, time.time())
+            self._bisection.answered(suspect, self._jobs.clock.read().reckoned)
             self._note_emptied()
 
     def succeeded(self, launched_at: float) -> None:

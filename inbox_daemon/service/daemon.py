@@ -19,6 +19,7 @@ import sdnotify
 from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.facts import DiskFacts
 from inbox_daemon.contract.limits import disk_full, disk_shortage
+from inbox_daemon.jobs.system_time import note_anchor
 from inbox_daemon.publish import retention
 from inbox_daemon.report import health, status
 from inbox_daemon.report.facts import Facts
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 RETENTION_TICK_S = 600.0
 DISK_TICK_S = 2.0
+CLOCK_TICK_S = 1.0
+# How old the newest trusted time may be that a start can go by.
+ANCHOR_S = 60.0
 MIN_STATUS_GAP_S = 0.2
 STALLED_S = 30.0
 INTAKE_STALLED_S = 300.0
@@ -50,6 +54,8 @@ class Daemon:
         self._notifier = sdnotify.SystemdNotifier()
         self._disk: DiskFacts | None = None
         self._stopping = False
+        # Set when a new time is trusted, by which more may be over.
+        self._corrected = asyncio.Event()
         self._trends = Trends()
         self._seq = 0
         self._started_at, self._reported_at = time.time(), time.monotonic()
@@ -69,6 +75,7 @@ class Daemon:
             asyncio.create_task(worker.read_engine(parts.runner), name="engine readings"),
             asyncio.create_task(worker.read_gpu(), name="gpu readings"),
             asyncio.create_task(self._watch_disk(), name="disk readings"),
+            asyncio.create_task(self._watch_clock(), name="clock readings"),
             asyncio.create_task(self._retain(), name="retention"),
             asyncio.create_task(self._report(), name="status"),
             asyncio.create_task(self._beat(), name="heartbeat"),
@@ -123,17 +130,41 @@ class Daemon:
             self._changed.set()
         self._disk = DiskFacts(*free, quarantined)
 
+    async def _watch_clock(self) -> None:
+        """Trust a new time once it has held, and note the newest trusted one for a start."""
+        jobs, spool, shown, due = self.parts.jobs, self.parts.spool, None, 0.0
+        while True:
+            correction = jobs.clock.check()
+            if correction is not None and not self.parts.runner.disk_short:
+                # The jobs first, or those that have time left would be over at once.
+                await jobs.correct(correction)
+                jobs.clock.trust(correction)
+                self._corrected.set()
+                due = 0.0
+            anchor = jobs.clock.anchor()
+            if anchor is not None and time.monotonic() >= due:
+                await asyncio.to_thread(note_anchor, spool, anchor)
+                due = time.monotonic() + ANCHOR_S
+            if jobs.clock.doubt != shown:
+                shown = jobs.clock.doubt
+                self._changed.set()
+            await asyncio.sleep(CLOCK_TICK_S)
+
     async def _retain(self) -> None:
         parts = self.parts
         while True:
+            now = parts.jobs.clock.read().earliest
             try:
                 await asyncio.to_thread(
-                    retention.retain, parts.config, parts.spool, parts.ledger, time.time()
+                    retention.retain, parts.config, parts.spool, parts.ledger, now
                 )
             except OSError as error:  # a folder that is being fetched away; the next time then
                 log.warning("retention_failed", extra={"reason": str(error)})
             await asyncio.to_thread(parts.ledger.clear_dead_readers)
-            await asyncio.sleep(RETENTION_TICK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETENTION_TICK_S):
+                    await self._corrected.wait()
+            self._corrected.clear()
 
     # -- the status -----------------------------------------------------------------
 
@@ -178,6 +209,7 @@ class Daemon:
             dead_letters=dead_letters,
             speeds=self._trends.speeds(now, queue),
             died_s_ago=self._trends.died_s_ago(now, info.generation),
+            clock_doubt=parts.jobs.clock.doubt,
             stopping=self._stopping,
             seq=self._seq,
             written_at=time.time(),

@@ -31,6 +31,7 @@ from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.gpu.nvml import open_gpu
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.jobs.recovery import recover
+from inbox_daemon.jobs.system_time import open_clock
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.service.daemon import Daemon
 from inbox_daemon.service.parts import assemble
@@ -87,7 +88,8 @@ def serve(config: Config) -> None:
     log.info("starting", extra={"version": __version__, "spool": str(spool.root)})
     ledger = Ledger(spool.ledger)
     try:
-        jobs = recover(spool, ledger, config.intake.ageing_s)
+        clock = open_clock(spool, ledger, config.clock.hold_s)
+        jobs = recover(spool, ledger, config.intake.ageing_s, clock)
         descriptors = raise_file_limit()
         uvloop.run(_main(config, spool, ledger, jobs, descriptors - SPARE_DESCRIPTORS))
     finally:

@@ -72,14 +72,17 @@ def share(path: Path, group: int) -> None:
     path.chmod(0o750 if path.is_dir() else 0o640)
 
 
-def write_file(path: Path, data: bytes, mode: int = 0o640) -> None:
+def write_file(path: Path, data: bytes, mode: int = 0o640, at: float | None = None) -> None:
     """Write a new file, content only: the caller makes its entry last.
 
+    `at` is its time, in seconds since 1970; None means now.
     Raises FileExistsError: the name is taken.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         write_all(fd, data)
+        if at is not None:
+            os.utime(fd, (at, at))
         os.fsync(fd)
     finally:
         os.close(fd)

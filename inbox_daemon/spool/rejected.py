@@ -31,17 +31,23 @@ class Rejections(Layout):
         return stem
 
     def reject(
-        self, job_id: str, file: str, reason: bytes, source: Path, record: Callable[[bytes], None]
+        self,
+        job_id: str,
+        file: str,
+        reason: bytes,
+        source: Path,
+        record: Callable[[bytes], None],
+        at: float | None = None,
     ) -> None:
         """Carry out a rejection: the file, then its reason, into rejected/.
 
         The reason is written first, beside the claims, so that a crash at any point
         is undone or finished by `finish_rejections`.  What was taken out of the drop's lane under
         this id goes.  `record` takes the reason once the refusal is certain, and again after
-        a crash before its end.
+        a crash before its end.  `at` is when, in seconds since 1970; None means the disk's time.
         """
         note = self.claimed / f"{job_id}.reason.json"
-        durable.write_file(note, reason)
+        durable.write_file(note, reason, at=at)
         durable.sync_dir(self.claimed)
         after(JobState.CLAIMED, Event.REJECT)
         durable.move(source, self.rejected / file)

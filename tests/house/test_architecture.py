@@ -44,6 +44,7 @@ PURE = (
     "gpu/governor.py",
     "gpu/heat.py",
     "intake/settling.py",
+    "jobs/clock.py",
     "jobs/ordering.py",
     "run/dead_letters.py",
     "run/outcomes.py",

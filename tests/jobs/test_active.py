@@ -10,6 +10,7 @@ from inbox_daemon.contract.job_documents import ended_damaged, ended_job
 from inbox_daemon.contract.records import DeadReason
 from inbox_daemon.contract.states import BatchStatus, Priority
 from inbox_daemon.jobs.active import RECENT, ActiveJobs
+from inbox_daemon.jobs.clock import Correction
 from inbox_daemon.ledger import Ledger
 
 OTHER = f"{JOB_ID[:-1]}1"
@@ -90,3 +91,28 @@ def test_the_most_urgent_is_next_and_one_that_only_ends_before_it(jobs: ActiveJo
     found = jobs.next_queued(1000.0)
     assert found is not None
     assert found.id == JOB_ID
+
+
+# -- the clock ----------------------------------------------------------------------
+
+
+async def test_a_correction_moves_what_was_reckoned(jobs: ActiveJobs, ledger: Ledger) -> None:
+    """The time that a job has left stays, on the disk too; what is unknown stays unknown."""
+    jobs.add(job_record(requests=3, created_at=100.0, expires_at=160.0))
+    await jobs.correct(Correction(1000.0, None))
+    stored = ledger.job(JOB_ID)
+    assert stored is not None
+    assert (stored.created_at, stored.expires_at, stored.in_progress_at) == (1100.0, 1160.0, None)
+    assert jobs.entries[JOB_ID].record == stored
+
+
+async def test_a_correction_leaves_the_jobs_of_before_alone(
+    jobs: ActiveJobs, ledger: Ledger
+) -> None:
+    """The time in which the machine was off has passed for them."""
+    ledger.accept(job_record(OTHER, "other"), [])
+    jobs.add(job_record(requests=3, created_at=100.0, expires_at=160.0))
+    jobs.add(job_record(OTHER, "other", created_at=200.0, expires_at=260.0))
+    await jobs.correct(Correction(1000.0, 200.0))
+    expires = {job_id: entry.record.expires_at for job_id, entry in jobs.entries.items()}
+    assert expires == {JOB_ID: 160.0, OTHER: 1260.0}

@@ -107,6 +107,14 @@ def test_old_results_go_and_new_ones_stay(daemon: Miniature) -> None:
     assert names(daemon.spool.claimed) == set()
 
 
+def test_results_from_a_clock_that_was_behind_stay(daemon: Miniature) -> None:
+    """A file's time may be of a wrong clock; the job is known to have ended later."""
+    finish(daemon, "new", NOW - 1 * DAY)
+    os.utime(daemon.spool.outbox / "new" / "status.json", (0, 0))
+    assert keep(daemon, NOW, outbox_days=5) == 0
+    assert names(daemon.spool.outbox) == {"new"}
+
+
 def test_results_above_the_bytes_allowed_go(daemon: Miniature) -> None:
     """By size, the oldest folders make room."""
     finish(daemon, "old", NOW - 2 * DAY)

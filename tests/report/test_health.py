@@ -71,6 +71,7 @@ def test_what_keeps_the_work_from_going_on_is_unhealthy(harm: dict[str, Any], wo
         ({"governor": GovernorFacts(reasons=("the GPU is warm",))}, "is warm"),
         ({"run": RunFacts(bisecting=True)}, "tried in groups"),
         ({"died_s_ago": 1.0}, "10 minutes"),
+        ({"clock_doubt": "the clock was set 2 days ahead"}, "2 days ahead"),
     ],
 )
 def test_what_only_slows_the_work_is_degraded(harm: dict[str, Any], words: str) -> None:

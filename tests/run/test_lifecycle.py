@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from builders import JOB_ID
+from fake_time import DAY, NOW, FakeTime
 from inbox_daemon.contract.hindrances import HindranceCode
 from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.engine.base import EngineState
 from inbox_daemon.jobs import commit
+from inbox_daemon.jobs.clock import CheckedClock
 from inbox_daemon.publish.folder import publish
 from inbox_daemon.run import lifecycle
 from inbox_daemon.spool import durable
@@ -156,6 +158,23 @@ async def test_a_queued_job_can_be_cancelled_without_an_engine(make: Make) -> No
     errors = [(e["custom_id"], e["error"]["code"]) for e in bench.lines("errors.jsonl")]
     assert errors == [("a", "cancelled"), (None, "invalid_request"), ("b", "cancelled")]
     assert (bench.ids(), bench.ids("retry.jsonl")) == ([], ["a", "b"])
+
+
+async def test_a_job_expires_by_no_time_that_is_in_doubt(make: Make) -> None:
+    """A clock that is set two days ahead ends nothing; the seconds that pass do."""
+    bench, time = make(), FakeTime()
+    bench.queue.clock = CheckedClock(time)
+    bench.add(line("a", "wait"), created_at=NOW, expires_at=NOW + 60)
+    time.wall += 2 * DAY
+    async with bench.running():
+        await bench.until(lambda: "a" in bench.engine.flying)
+        assert [entry.record.ending for entry in bench.queue.entries.values()] == [None]
+        time.go_on(61.0)
+        bench.runner.wake()
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.codes() == {"a": "expired"}
+    # What has ended counts as ended from the latest of what the time may be.
+    assert bench.ledger.jobs()[0].finished_at == time.wall
 
 
 async def test_a_job_ends_by_itself_when_it_expires(make: Make) -> None:

@@ -27,6 +27,13 @@ def test_a_refused_file_lies_beside_its_reason(spool: Spool) -> None:
     assert names(spool.claimed) == set()
 
 
+def test_a_refusal_has_the_time_that_was_given(spool: Spool) -> None:
+    """Retention goes by the time that was given, not by a disk's that may be wrong."""
+    spool.claim_path(JOB_ID).write_bytes(b"bad")
+    spool.reject(JOB_ID, "job.jsonl", b"{}", spool.claim_path(JOB_ID), lambda _: None, at=5.0)
+    assert [at for _, at, _ in spool.rejections()] == [5.0]
+
+
 @pytest.mark.parametrize("taken", ["job.jsonl", "job.reason.json"])
 def test_a_second_refusal_lies_beside_the_first(spool: Spool, taken: str) -> None:
     """A name of which the file or the reason is there gets the id."""
