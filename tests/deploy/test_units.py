@@ -109,6 +109,13 @@ def test_the_service_always_comes_back(unit: dict[str, list[str]]) -> None:
     assert unit["StartLimitIntervalSec"] == ["0"]
 
 
+def test_the_service_starts_once_the_clock_is_set(unit: dict[str, list[str]]) -> None:
+    """It is ordered after both targets of the clock, and pulls neither in (systemd.special(7))."""
+    targets = {"time-set.target", "time-sync.target"}
+    assert targets <= set(" ".join(unit["After"]).split())
+    assert not targets & set(" ".join(unit["Wants"]).split())
+
+
 def test_the_watchdog_outlasts_a_beat(unit: dict[str, list[str]]) -> None:
     """A daemon that beats only every so often, or is judged stalled, is not killed early."""
     longest = max(daemon.STALLED_S, 2 * Config.model_validate({}).status.interval_s)
