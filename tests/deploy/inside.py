@@ -25,6 +25,8 @@ CACHE = Path("/var/cache/inbox-daemon")
 PYTHON = "/opt/inbox-daemon/bin/python"
 CONFIG = Path("/etc/inbox-daemon/config.toml")
 SENDER_UID, SENDER_GID = 4000, 4000
+# As systemd-timesyncd leaves it.
+SYNCHRONISED = Path("/run/systemd/timesync/synchronized")
 PATIENCE_S = 25.0
 Json = dict[str, Any]
 
@@ -47,6 +49,8 @@ def probe(address: str) -> None:
         "sets_uid": _succeeds(lambda: os.setuid(0)),
         "home": os.environ.get("HOME"),
         "capabilities": fields_of(os.getpid())["CapEff"],
+        "knows_boot": bool(Path("/proc/sys/kernel/random/boot_id").read_text()),
+        "sees_synchronisation": SYNCHRONISED.exists(),
     }
     (CACHE / "walls.json").write_text(json.dumps(walls))
     words = (
@@ -279,6 +283,8 @@ def may_lower_scores() -> bool:
 
 def start() -> Json:
     """Start the service, and look at it."""
+    SYNCHRONISED.parent.mkdir(exist_ok=True)
+    SYNCHRONISED.touch()
     began = time.monotonic()
     run("systemctl", "enable", "--now", SERVICE)
     started_s = time.monotonic() - began

@@ -190,6 +190,13 @@ def test_it_writes_nowhere_else(facts: Json) -> None:
     assert walls["home"] == "/var/cache/inbox-daemon"
 
 
+def test_it_sees_what_a_checked_clock_needs(facts: Json) -> None:
+    """Which boot this is, and whether the clock was synchronised."""
+    walls = seen(facts, "start")["walls"]
+    assert walls["knows_boot"]
+    assert walls["sees_synchronisation"]
+
+
 def test_it_is_cut_off_from_the_network(facts: Json) -> None:
     """There is no network for it but a loopback, and no host can be reached."""
     walls = seen(facts, "start")["walls"]
