@@ -147,6 +147,7 @@ class RunConfig(_Section):
 
     max_attempts: Count = 3
     request_timeout_s: Seconds = 600
+    overload_s: Seconds = 3600
     commit_interval_s: Seconds = 1.0
     drain_s: Annotated[float, Field(ge=0, le=25)] = 10.0
     chunk_min: Count = 500

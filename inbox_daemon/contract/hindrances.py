@@ -19,6 +19,7 @@ class HindranceCode(StrEnum):
     ENGINE_STOPPED = "engine_stopped"
     ENGINE_STARTING = "engine_starting"
     ENGINE_LOST = "engine_lost"
+    ENGINE_UNPROVEN = "engine_unproven"
     SERVER_REFUSES = "server_refuses"
     ENGINE_DOUBTED = "engine_doubted"
     GOVERNOR_CLOSED = "governor_closed"

@@ -8,7 +8,9 @@ May import: contract.
     client.py      HTTP
     health.py      one engine's health, from outside
     load.py        the engine's own figures
-    window.py      how many requests are worth having in flight
+    evidence.py    what replies prove: that a server answers, or that it is out
+    window.py      how many requests are worth having in flight, by the engine's figures
+    congestion.py  how many are, by the answers alone
     process/       a server of ours as processes
 """
 
@@ -30,7 +32,7 @@ from inbox_daemon.engine.supervisor import Supervisor
 
 RECORD_NAME = "engine.json"
 # A server that is not started by us is there or it is not, and asking again costs nothing.
-_REMOTE_TIMING = Timing(start_timeout_s=10, start_poll_s=1, backoff_s=1, backoff_max_s=30)
+_REMOTE_TIMING = Timing(start_timeout_s=10, start_poll_s=1, backoff_s=1, backoff_max_s=60)
 
 __all__ = ["RECORD_NAME", "Timing", "open_engine"]
 

@@ -22,12 +22,16 @@ class Reply(NamedTuple):
     """What came back for one request that the engine answered.
 
     `body` is exactly the bytes of the response; `request_id` is the server's
-    `x-request-id` header, or the one that was sent with the request.
+    `x-request-id` header, or the one that was sent with the request.  `retry_after_s` is
+    what its Retry-After asks for, in seconds from the answer on; `early` says that the answer
+    came well before the request's time was over.
     """
 
     status: int
     body: bytes
     request_id: str
+    retry_after_s: float | None = None
+    early: bool = True
 
 
 class NoReplyKind(StrEnum):
@@ -85,6 +89,8 @@ class EngineInfo:
     start, in BACKOFF only.  `since` is the moment at which the state began, in
     seconds of the monotonic clock.
     `configured_model` is the name that the configuration gives its model, empty if none.
+    `proven` is false of a server that others run, which is up by its own word but has not
+    answered a request since it was last out: one at a time is sent until it does.
     """
 
     state: EngineState
@@ -99,6 +105,7 @@ class EngineInfo:
     retry_in_s: float | None = None
     since: float = 0.0
     configured_model: str = ""
+    proven: bool = True
     load: Load = field(default_factory=Load)
 
     @property

@@ -9,7 +9,9 @@ cannot be used; an answer is held in memory whole, up to MAX_BODY_BYTES.
 
 import os
 import re
+import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -32,6 +34,11 @@ _NO_SUCH_METHOD = 501
 _SERVER_ERROR = 500
 _NOT_FOUND = 404
 _OK = 200
+_CLIENT_ERROR = 400
+# An answer within this share of its request's time did not use it up.
+_EARLY_SHARE = 0.9
+# A server that asks for more than a day is asked again all the same.
+_MAX_RETRY_AFTER_S = 86400.0
 # What a request's name in a header may be, so that it can be written into a document.
 _NAME = re.compile(r"[!-~]{1,200}")
 _MAX_WORDS = 500
@@ -82,6 +89,7 @@ class Client:
         self, url: str, body: bytes, request_id: str, timeout_s: float
     ) -> Reply | NoReply:
         """Send a JSON body to the path `url` and wait at most `timeout_s` for all of the answer."""
+        started = time.monotonic()
         try:
             # Each step that is left out counts here: this runs for every request.  As a
             # payload the body need not be looked up by its type, and `async with` would take
@@ -107,7 +115,12 @@ class Client:
             return answer
         # A header may hold any bytes, and this one is written into results.
         named = response.headers.get("X-Request-Id", "")
-        return Reply(response.status, answer, named if _NAME.fullmatch(named) else request_id)
+        name = named if _NAME.fullmatch(named) else request_id
+        if response.status < _CLIENT_ERROR:
+            return Reply(response.status, answer, name)
+        early = time.monotonic() - started < _EARLY_SHARE * timeout_s
+        after_s = retry_after(response.headers.get("Retry-After", ""), time.time())
+        return Reply(response.status, answer, name, after_s, early)
 
     async def health(self) -> Probe:
         """Look at /health.
@@ -222,6 +235,20 @@ def _open_session(address: str, **kept: Any) -> tuple[str, aiohttp.ClientSession
         },
         auto_decompress=False,
     )
+
+
+def retry_after(value: str, now: float) -> float | None:
+    """Return what a Retry-After asks for, in seconds from `now` (since 1970) on.
+
+    It holds seconds or a date (RFC 9110, 10.2.3); None for anything else.
+    """
+    try:
+        if value.isascii() and value.isdigit():
+            return float(min(int(value), _MAX_RETRY_AFTER_S))
+        wanted = parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(wanted - now, 0.0), _MAX_RETRY_AFTER_S)
 
 
 @lru_cache

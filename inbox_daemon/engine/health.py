@@ -9,11 +9,14 @@ Known limit: a server that answers /health but computes nothing looks alive.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
-from inbox_daemon.engine.base import Load
+from inbox_daemon.engine.base import Load, NoReply, Reply
 from inbox_daemon.engine.client import Client, ModelList, Probe
+from inbox_daemon.engine.evidence import Evidence, sign_of
 
 _SICK = "the engine says of itself that it cannot serve any more"
 _GONE = "the engine does not answer any more"
@@ -22,7 +25,7 @@ _MAX_LOOKS = 5
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How patient the supervisor is; all in seconds but the two counts of looks.
+    """How patient the supervisor is; all in seconds but the counts of looks.
 
     After an engine that was lost under requests, or had shown that it works, the next one
     starts at once (`restart_s`): a death in the middle of work is the work's doing, and the
@@ -46,6 +49,8 @@ class Timing:
     loss_grace_s: float = 1.0
     stop_grace_s: float = 5.0
     gone_looks: int = 3
+    # A proxy may say so for a moment while it goes on answering.
+    sick_looks: int = 3
     # Each takes the probe's 5 s: a server that is busy for a minute is not a dead one.
     slow_looks: int = 12
 
@@ -58,18 +63,61 @@ class StartedEngine:
     `models_doubted` is set once an answer speaks of a model as unknown.
     """
 
-    def __init__(self, client: Client, timing: Timing, *, substitutable: bool) -> None:
-        """Watch the server behind `client`; `close` closes that too."""
+    def __init__(
+        self, client: Client, timing: Timing, *, substitutable: bool, share: float = 0.0
+    ) -> None:
+        """Watch the server behind `client`; `close` closes that too.
+
+        `share` of the requests has failed before while others were answered.
+        """
         self.client = client
         self.substitutable = substitutable
         self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.load = Load()
+        self.evidence = Evidence(share)
+        # Set with the next answer, and then replaced.
+        self.answer = asyncio.Event()
         self.asked = self.answered = False
         self.ready_at: float | None = None
         self.models_doubted = asyncio.Event()
         self._timing = timing
         self._probe: asyncio.Task[str | None] | None = None
         self._reading = asyncio.Lock()
+
+    async def post(
+        self, url: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Reply | NoReply:
+        """Send one request, and take note of what its reply proves."""
+        self.asked = True
+        self.evidence.sent(request_id, time.monotonic())
+        try:
+            reply = await self.client.post(url, body, request_id, timeout_s)
+        except asyncio.CancelledError:
+            self.evidence.dropped(request_id)
+            raise
+        answered_at = self.evidence.answered_at
+        self.evidence.replied(request_id, sign_of(reply), time.monotonic())
+        if self.evidence.answered_at > answered_at:
+            self.answer.set()
+            self.answer = asyncio.Event()
+        return reply
+
+    async def answers(self, since: float) -> bool:
+        """Wait for an answer to any request, or the engine's end; False if none comes in time.
+
+        `since`, in seconds of the monotonic clock, is when the caller began to ask.
+        """
+        if self.evidence.answered_at >= since:
+            return True
+        answer: asyncio.Future[Any] = asyncio.ensure_future(self.answer.wait())
+        either: set[asyncio.Future[Any]] = {answer, self.over}
+        try:
+            await asyncio.wait(
+                either, timeout=self.evidence.patience_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            answer.cancel()
+        return self.evidence.answered_at >= since
 
     async def close(self) -> None:
         """Break what is in flight."""
@@ -89,17 +137,21 @@ class StartedEngine:
 
     async def watch(self) -> str:
         """Look again and again, and keep `load` fresh; returns why the engine is lost."""
-        gone = slow = 0
-        while gone < self._timing.gone_looks and slow < self._timing.slow_looks:
-            await asyncio.sleep(self._timing.poll_s)
+        gone = slow = sick = 0
+        looks = self._timing
+        while gone < looks.gone_looks and slow < looks.slow_looks and sick < looks.sick_looks:
+            began = time.monotonic()
+            await asyncio.sleep(looks.poll_s)
             health = await self.client.health()
-            if health is Probe.SICK:
-                return _SICK
+            # A request that was answered is a sign of life, but for a server that cannot be
+            # connected to any more: connections that are kept go on for a while.
+            answered = self.evidence.answered_at >= began
             gone = gone + 1 if health is Probe.GONE else 0
-            slow = slow + 1 if health is Probe.SLOW else 0
+            slow = slow + 1 if health is Probe.SLOW and not answered else 0
+            sick = sick + 1 if health is Probe.SICK and not answered else 0
             if health is Probe.ALIVE:
                 await self.read_load()
-        return self._gone()
+        return _SICK if sick else self._gone()
 
     def _gone(self) -> str:
         return f"{_GONE} ({self.client.trouble})" if self.client.trouble else _GONE
@@ -134,20 +186,19 @@ class StartedEngine:
     async def _look_twice(self) -> str | None:
         """Look at once and `confirm_s` later, as a dying vLLM is healthy for a moment more.
 
-        Two looks in a row must find nothing that listens to call it dead.  A server that is slow to
-        answer counts as alive.
+        Two looks in a row must find nothing that listens, or that it says so itself, and no
+        request be answered meanwhile, to call it dead.  One that is slow to answer is alive.
         """
-        last = await self.client.health()
+        began, last = time.monotonic(), await self.client.health()
         for _ in range(_MAX_LOOKS):
-            if last is Probe.SICK:
-                return _SICK
             await asyncio.wait({self.over}, timeout=self._timing.confirm_s)
             if self.over.done():
                 return _GONE
             self._probe = None
             before, last = last, await self.client.health()
-            if last is not Probe.GONE:
-                break
-            if before is Probe.GONE:
-                return self._gone()
-        return _SICK if last is Probe.SICK else None
+            answered = self.evidence.answered_at >= began
+            if last not in {Probe.GONE, Probe.SICK} or (last is Probe.SICK and answered):
+                return None
+            if before is last:
+                return self._gone() if last is Probe.GONE else _SICK
+        return None

@@ -22,6 +22,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from inbox_daemon.engine.base import (
@@ -33,7 +34,8 @@ from inbox_daemon.engine.base import (
     NoReplyKind,
     Reply,
 )
-from inbox_daemon.engine.client import Client, ModelList
+from inbox_daemon.engine.client import Client, ModelList, Probe
+from inbox_daemon.engine.evidence import Sign, sign_of
 from inbox_daemon.engine.health import StartedEngine, Timing
 from inbox_daemon.engine.process.servers import Server
 
@@ -42,6 +44,10 @@ _SERVER_ERROR = 500
 # What an answer says that knows no such model, in the first bytes of it.
 _MODEL, _MAX_ERROR = b"model", 2000
 _LOGGED_LINES = 10
+# How much of an error is shown of a server that is out.
+_SHOWN = 200
+# The request that is sent again is a small one; the name that it is sent under.
+_MAX_CONTROL_BYTES, _CONTROL, _CONTROL_S = 65536, "control", 60.0
 log = logging.getLogger(__name__)
 # Of an engine that does not run.
 _NO_LOAD = Load()
@@ -71,6 +77,15 @@ class Supervisor:
         self._retry_at: float | None = None
         self._failures = 0
         self._starts = 0
+        # Since when (in seconds since 1970) no request was answered, and what was met last.
+        self._out_since: float | None = None
+        self._trouble = ""
+        self._asked_to_wait_s = 0.0
+        # The newest request that was answered, to tell a server that is out from a bad request.
+        self._control: tuple[str, bytes] | None = None
+        self._controlling = asyncio.Lock()
+        # The share of requests that failed while others were answered, until the engine's end.
+        self._share = 0.0
 
     @property
     def kind(self) -> EngineKind:
@@ -124,8 +139,8 @@ class Supervisor:
         engine = self._engine
         if engine is None or not self._ready.is_set():
             return NoReply(NoReplyKind.CONNECTION, f"the engine is {self._info.state}")
-        engine.asked = True
-        reply = await engine.client.post(url, body, request_id, timeout_s)
+        reply = await engine.post(url, body, request_id, timeout_s)
+        self._note(engine, url, body, reply)
         if isinstance(reply, NoReply):
             return reply
         engine.answered = engine.answered or reply.status < _SERVER_ERROR
@@ -146,13 +161,78 @@ class Supervisor:
         return reply
 
     async def lost(self, generation: int) -> bool:
-        """Look whether that engine is dead; one that is slow to answer counts as alive."""
+        """Look whether that engine is dead; one that is slow to answer counts as alive.
+
+        A server of others is lost too where no request is answered (engine/evidence.py).
+        """
         engine = self._engine
         if engine and self._is_ready(generation):
-            reason = await engine.examine()
+            found = engine.examine() if self.kind.owned else self._disproved(engine)
+            reason = await found
             if reason:
                 self._end(engine, reason)
         return not self._is_ready(generation)
+
+    def _note(self, engine: StartedEngine, url: str, body: bytes, reply: Reply | NoReply) -> None:
+        """Draw the conclusions of a reply for the server that gave it."""
+        if engine is not self._engine or engine.over.done():
+            return
+        if isinstance(reply, Reply) and reply.retry_after_s is not None:
+            self._asked_to_wait_s = reply.retry_after_s
+        sign = sign_of(reply)
+        if sign is Sign.ANSWER:
+            self._out_since = None
+            if len(body) <= _MAX_CONTROL_BYTES:
+                self._control = url, body
+            if not self._info.proven:
+                self._become(replace(self._info, proven=True))
+        elif sign is not Sign.NOTHING:
+            self._trouble = _words_of(reply)
+            if not self.kind.owned and engine.evidence.out:
+                self._end(engine, self._out_words())
+
+    async def _disproved(self, engine: StartedEngine) -> str | None:
+        """Return why a server counts as out after a failure; None where it answers others.
+
+        Where no other request is answered in time, one that was answered before is sent again
+        to tell a server that is out from a request that always fails.
+        """
+        if not engine.evidence.proven:
+            return self._out_words()
+        since = time.monotonic()
+        if await engine.answers(since) or engine.over.done():
+            return None
+        # Unlike a vLLM of ours, a server that looks well need not be looked at twice.
+        if await engine.client.health() is not Probe.ALIVE:
+            reason = await engine.examine()
+            if reason is not None:
+                return reason
+        if self._control is None:
+            return None
+        async with self._controlling:
+            return None if await self._control_answers(engine, since) else self._out_words()
+
+    async def _control_answers(self, engine: StartedEngine, since: float) -> bool:
+        """Return whether a request is answered that was before, or another one by now.
+
+        Where a share of all requests fails it may be among them, so it is tried as often as
+        it takes to be more than chance.
+        """
+        if self._control is None:
+            return False
+        url, body = self._control
+        for _ in range(max(1, engine.evidence.needed)):
+            if engine.evidence.answered_at >= since or engine.over.done():
+                return True
+            if sign_of(await engine.post(url, body, _CONTROL, _CONTROL_S)) is Sign.ANSWER:
+                return True
+        return False
+
+    def _out_words(self) -> str:
+        """Return the sentence for a server that answers no request, and since when."""
+        self._out_since = self._out_since or time.time()
+        moment = datetime.fromtimestamp(self._out_since, UTC).astimezone()
+        return f"it has answered no request since {moment:%Y-%m-%d %H:%M:%S} ({self._trouble})"
 
     async def accepts_us(self) -> bool:
         """Ask the engine for its models; no where it does not run."""
@@ -193,7 +273,8 @@ class Supervisor:
         state = EngineState.STARTING
         self._become(replace(self._info, state=state, restarts=self._starts - 1))
         client = Client(await self._server.start())
-        engine = StartedEngine(client, self._timing, substitutable=self._server.has_substitute)
+        share, substitutable = self._share, self._server.has_substitute
+        engine = StartedEngine(client, self._timing, substitutable=substitutable, share=share)
         self._engine = self._last = engine
         tasks = [
             asyncio.create_task(self._server.ended()),
@@ -221,11 +302,16 @@ class Supervisor:
         if engine.over.done():
             return engine.over.result()
         models = models or ModelList()
+        if not self.kind.owned and self._control is not None:
+            if not await self._control_answers(engine, time.monotonic()):
+                return self._out_words()
+            self._out_since = None
         engine.ready_at = time.monotonic()
         self._become(
             replace(
                 self._info,
                 state=EngineState.READY,
+                proven=self.kind.owned or engine.evidence.proven,
                 models=models.names,
                 max_model_len=models.max_model_len,
                 version=version,
@@ -241,6 +327,7 @@ class Supervisor:
         async for found in engine.follow_models():
             before = self._info.models
             if found.names != before and self._ready.is_set():
+                self._control = None  # its model may be gone
                 log.info("models_changed", extra={"models": found.names, "before": before})
                 length = found.max_model_len
                 self._become(replace(self._info, models=found.names, max_model_len=length))
@@ -266,6 +353,7 @@ class Supervisor:
         """Stop what is left of the engine, then read its last lines."""
         engine, self._engine = self._engine, None
         if engine:
+            self._share = engine.evidence.share
             await engine.close()
         await self._server.stop(self._timing.loss_grace_s)
         error, lines = self._server.explain(self._info.last_error or ""), self._server.lines
@@ -278,14 +366,15 @@ class Supervisor:
             if last.answered or time.monotonic() - last.ready_at > self._timing.proven_s:
                 self._failures = 0
                 return self._timing.restart_s
-            if last.asked:  # the bisection decides how long it goes on like this
+            if last.asked and self.kind.owned:  # the bisection decides how long it goes on so
                 return self._timing.restart_s
         elif self._server.start_differently():
             return self._timing.restart_s
         self._failures += 1
         # The exponent stays small, as the power of a large one is no float any more.
         doubled = self._timing.backoff_s * 2.0 ** min(self._failures - 1, 20)
-        return min(self._timing.backoff_max_s, doubled)
+        asked_s, self._asked_to_wait_s = self._asked_to_wait_s, 0.0
+        return max(min(self._timing.backoff_max_s, doubled), asked_s)
 
     def _become(self, info: EngineInfo) -> None:
         if info.state is not self._info.state:
@@ -296,3 +385,12 @@ class Supervisor:
         else:
             self._ready.clear()
         self._on_change()
+
+
+def _words_of(reply: Reply | NoReply) -> str:
+    """Return what came back in place of an answer, in words."""
+    if isinstance(reply, NoReply):
+        return reply.message
+    text = reply.body[:_MAX_ERROR].decode("utf-8", "replace").strip()
+    shown = " ".join(text.split())[:_SHOWN]
+    return f"it answers {reply.status}" + (f": {shown}" if shown else "")

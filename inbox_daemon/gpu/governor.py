@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from inbox_daemon.contract.config import Config
 from inbox_daemon.engine.base import EngineKind, Load
+from inbox_daemon.engine.congestion import CongestionWindow
 from inbox_daemon.engine.window import WindowController
 from inbox_daemon.gpu.heat import (
     OPEN,
@@ -60,6 +61,10 @@ class Governor:
         """
         most = max(MIN_WINDOW, min(max_window, MAX_WINDOW))
         self._controller = WindowController(MIN_WINDOW, most)
+        # What the answers alone tell: the window where there are no figures, else its limit
+        # for as long as an overload is felt.
+        self._congestion = CongestionWindow(1, most)
+        self._has_figures = kind.computes_here  # vLLM's, which has them
         self._sizer = ChunkSizer(config.run.chunk_min, config.run.chunk_max)
         self._thermal = ThermalGovernor(config.gpu.warn_c, config.gpu.stop_c, config.gpu.resume_c)
         self._silence = Latch(STEADY_READINGS)
@@ -74,7 +79,17 @@ class Governor:
     @property
     def window(self) -> int:
         """How many requests may be in flight; 0 while the card is too hot or does not answer."""
-        return self._allowance.apply(self._controller.window)
+        window = self._controller.window
+        if not self._has_figures:
+            window = self._congestion.window
+        elif self._congestion.overloaded:
+            window = min(window, self._congestion.window)
+        return self._allowance.apply(window)
+
+    @property
+    def knows_queue(self) -> bool:
+        """Whether the engine shows figures, so that few requests wait in it unseen."""
+        return self._has_figures
 
     @property
     def closed(self) -> bool:
@@ -108,6 +123,22 @@ class Governor:
         # What the card keeps back is no reason for a larger window.
         limited = limited and self._allowance.gate is GovernorState.OPEN
         self._controller.update(load, in_flight, finished_since, now, limited=limited)
+        self._has_figures = self._has_figures or load.running is not None
+        if self._has_figures and not self._congestion.overloaded:
+            self._congestion.follow(self._controller.window, now)
+
+    def take_reply(
+        self, launched_at: float, now: float, in_flight: int, *, overloaded: bool
+    ) -> None:
+        """Take what came back for one request, both times in seconds of the monotonic clock.
+
+        `in_flight` counts what was in flight before, this one included; `overloaded` says that
+        the server had no room for it, or no time.
+        """
+        if overloaded:
+            self._congestion.overload(launched_at, now)
+        else:
+            self._congestion.answered(launched_at, now, in_flight)
 
     def read_gpu(self, sample: GpuSample | None) -> Change | None:
         """Take a reading of the card, None when there is none.

@@ -10,9 +10,12 @@ Words: an *ordinal* is the 0-based count of a request in its file.
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 OPEN, IN_FLIGHT, RETRYING, ENDED = range(4)
+# Among so many of the next requests the smallest is chosen to be sent alone.
+ALONE_AMONG = 64
 
 # When a request may be tried again, in seconds of the monotonic clock, and its ordinal.
 Due = tuple[float, int]
@@ -104,6 +107,23 @@ class Marks:
             ordinal = self._ready.popleft()
             if self._marks[ordinal] == OPEN:
                 return ordinal
+        return None
+
+    def next_alone(self, size_of: Callable[[int], int]) -> int | None:
+        """Return the request that is sent alone, to see whether the server answers any.
+
+        A small one that was not tried yet, by `size_of` an ordinal, else the one that waits
+        since longest, even if its time has not come: so that none is tried again and again.
+        """
+        fresh = [o for o in islice(self._ready, ALONE_AMONG) if self._marks[o] == OPEN]
+        if fresh:
+            chosen = min(fresh, key=size_of)
+            self._ready.remove(chosen)
+            return chosen
+        while self._ready and self._marks[self._ready[0]] != OPEN:
+            self._ready.popleft()
+        if not self._ready and self._due:
+            return heapq.heappop(self._due)[1]
         return None
 
     def next_due(self) -> float | None:

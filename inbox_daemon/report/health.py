@@ -25,7 +25,9 @@ _UNHEALTHY = _ERRORS | {HindranceCode.DISK_SHORT, HindranceCode.JOBS_HELD}
 # The engine loads whether there is work or not; without work that hinders nothing.
 _LOADING = frozenset({HindranceCode.ENGINE_STARTING, HindranceCode.ENGINE_STOPPED})
 # Requests run all the same, or will in a moment.
-_AT_WORK = frozenset({HindranceCode.BISECTION, HindranceCode.ENGINE_LOST})
+_AT_WORK = frozenset(
+    {HindranceCode.BISECTION, HindranceCode.ENGINE_LOST, HindranceCode.ENGINE_UNPROVEN}
+)
 
 
 def unhealthy(facts: Facts) -> list[str]:

@@ -6,16 +6,19 @@ Invariants: an arrival changes exactly one request; nothing here sends.
 """
 
 import logging
+import math
 import random
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 
 from inbox_daemon.contract.config import RunConfig
+from inbox_daemon.engine.base import Reply
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.line import output_line
 from inbox_daemon.run.attempts import Arrival, Flight
 from inbox_daemon.run.dead_letters import DeadLetters, charge
-from inbox_daemon.run.outcomes import Action, Verdict
+from inbox_daemon.run.outcomes import TIMED_OUT, Action, Verdict
 from inbox_daemon.run.poison import Suspect
 from inbox_daemon.run.suspects import Suspects
 
@@ -23,6 +26,10 @@ log = logging.getLogger(__name__)
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 60.0
+# Where others are answered meanwhile, and the window sees to it that the server is spared.
+UNCHARGED_CAP_S = 5.0
+# The share of failing requests that is each request's own doing, and by how many it is known.
+USUAL, MOST_SHARE, REMEMBERED = 0.02, 0.95, 64
 REFUSED_PAUSE_S = 30.0
 _FORBIDDEN = 403
 
@@ -30,9 +37,30 @@ _FORBIDDEN = 403
 class Arrivals:
     """Applies verdicts to the running jobs."""
 
-    def __init__(self, run: RunConfig, suspects: Suspects, letters: DeadLetters) -> None:
-        """Start with nothing seen."""
-        self._max_attempts = run.max_attempts
+    def __init__(
+        self,
+        run: RunConfig,
+        suspects: Suspects,
+        letters: DeadLetters,
+        knows_queue: Callable[[], bool],
+        *,
+        owned: bool,
+    ) -> None:
+        """Start with nothing seen.
+
+        `knows_queue` says whether the server shows how many requests wait in it; else one that
+        timed out behind others may have waited for them.  `owned` says that the engine is ours,
+        so that its failures are the requests' doing as long as it lives.
+        """
+        self._owned = owned
+        # The newest replies, as requests and whether they failed; and what part of a charge each
+        # open request has gathered, by how many failures.
+        self._newest: OrderedDict[tuple[Suspect, bool], None] = OrderedDict()
+        self._parts: dict[Suspect, tuple[float, int]] = {}
+        self._max_attempts, self._overload_s = run.max_attempts, run.overload_s
+        self._knows_queue = knows_queue
+        # Since when (monotonic) the server has no room for a request, and how often it said so.
+        self._overloaded: dict[Suspect, tuple[float, int]] = {}
         self._suspects, self._letters = suspects, letters
         self._rng = random.Random()  # noqa: S311 - jitter is no secret
         self._refused: dict[Suspect, tuple[float, int]] = {}
@@ -49,38 +77,120 @@ class Arrivals:
         self.arrivals += 1
         flight, verdict = arrival.flight, arrival.verdict
         suspect = flight.run.record.id, flight.line
-        if verdict is None or arrival.lost:
+        if arrival.lost and flight.alone:
+            # It has shown that the server is still out, and nothing of the request.
+            self._suspects.give_back(flight.run, flight.ordinal)
+        elif arrival.lost:
             flight.run.marks.abandon(flight.ordinal)
-            if arrival.lost:
-                self._suspects.lost.append(suspect)
-            return
-        self._suspects.answered(suspect)
-        if self._refused and verdict.action is not Action.HOLD:
-            self._refused.pop(suspect, None)
+            self._suspects.lost.append(suspect)
+        elif verdict is None:
+            flight.run.marks.abandon(flight.ordinal)
+        else:
+            self._suspects.answered(suspect)
+            self._remember(suspect, failed=verdict.action is Action.PROBE)
+            if self._overloaded and verdict.action is not Action.LATER:
+                self._overloaded.pop(suspect, None)
+            if self._refused and verdict.action is not Action.HOLD:
+                self._refused.pop(suspect, None)
+            self._apply(flight, verdict, arrival.reply)
+
+    def _apply(self, flight: Flight, verdict: Verdict, reply: Reply | None) -> None:
+        """Carry a verdict out."""
         if verdict.action is Action.HOLD:
             self._hold(flight, verdict)
-        elif verdict.action is Action.RESULT and arrival.reply is not None:
-            reply = arrival.reply
-            job_id, custom_id = flight.run.record.id, flight.custom_id
-            line = output_line(
-                job_id, flight.line, custom_id, reply.status, reply.request_id, reply.body
-            )
-            flight.run.succeed(flight.ordinal, line, verdict.tokens)
-            self.results += 1
-            # A request that was sent before a refusal proves nothing about what came after.
-            self._suspects.succeeded(flight.launched_at)
-            self._served_at = max(self._served_at, flight.launched_at)
-            if flight.launched_at >= self.hold_until:
-                self.problem, self._refusals_in_a_row = None, 0
+        elif verdict.action is Action.RESULT and reply is not None:
+            self._succeed(flight, verdict, reply)
+        elif not (self._is_overload(flight, verdict) and self._postpone(flight, reply)):
+            self._charge(flight, verdict)
+
+    def _succeed(self, flight: Flight, verdict: Verdict, reply: Reply) -> None:
+        line = output_line(
+            flight.run.record.id,
+            flight.line,
+            flight.custom_id,
+            reply.status,
+            reply.request_id,
+            reply.body,
+        )
+        flight.run.succeed(flight.ordinal, line, verdict.tokens)
+        self.results += 1
+        # A request that was sent before a refusal proves nothing about what came after.
+        self._suspects.succeeded(flight.launched_at)
+        self._served_at = max(self._served_at, flight.launched_at)
+        if flight.launched_at >= self.hold_until:
+            self.problem, self._refusals_in_a_row = None, 0
+
+    def _charge(self, flight: Flight, verdict: Verdict) -> None:
+        """Count a failed attempt; set the request aside where it was its last."""
+        run = flight.run
+        if verdict.action is Action.PROBE and not self._is_surprising(flight):
+            _, failures = self._parts[run.record.id, flight.line]
+            due = time.monotonic() + self._backoff(failures, UNCHARGED_CAP_S)
+            run.marks.abandon(flight.ordinal, due)
+            return
+        self._parts.pop((run.record.id, flight.line), None)
+        history = charge(run.retries.get(flight.line), verdict, time.time())
+        if verdict.action is Action.DEAD or history.failures >= self._limit(run):
+            self._letters.set_aside_tried(run, flight.ordinal, verdict, history)
         else:
-            run = flight.run
-            history = charge(run.retries.get(flight.line), verdict, time.time())
-            if verdict.action is Action.DEAD or history.failures >= self._limit(run):
-                self._letters.set_aside_tried(run, flight.ordinal, verdict, history)
-                return
-            # Exponential with full jitter, so that retries do not come back as one wave.
-            delay = self._rng.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**history.failures))
-            run.fail(flight.ordinal, history, time.monotonic() + delay)
+            run.fail(flight.ordinal, history, time.monotonic() + self._backoff(history.failures))
+
+    # -- failures beside others -----------------------------------------------------
+
+    def _remember(self, suspect: Suspect, *, failed: bool) -> None:
+        """Take a reply into the newest ones; a request that fails again counts once."""
+        if failed and (suspect, True) in self._newest:
+            return
+        self._newest[suspect, failed] = None
+        if len(self._newest) > REMEMBERED:
+            self._newest.popitem(last=False)
+        if not failed:
+            self._parts.pop(suspect, None)
+
+    def _is_surprising(self, flight: Flight) -> bool:
+        """Return whether a failure is one more attempt charged, or may be the server's.
+
+        Where one of two backends is gone half of all requests fail, some of them several times
+        in a row.  So the less surprising a failure is, by the share of other requests that fail
+        too, the smaller a part of a charge it is: all of one up to USUAL, and log(share) /
+        log(USUAL) of one beyond, so that to be set aside by chance is as rare at any share.
+        """
+        if self._owned:
+            return True
+        suspect = flight.run.record.id, flight.line
+        failed = sum(failed for other, failed in self._newest if other != suspect)
+        answered = len(self._newest) - failed - ((suspect, True) in self._newest)
+        share = min(failed / max(answered, 1), MOST_SHARE)
+        part = 1.0 if share <= USUAL else math.log(share) / math.log(USUAL)
+        gathered, failures = self._parts.get(suspect, (0.0, 0))
+        self._parts[suspect] = gathered + part, failures + 1
+        return gathered + part >= 1.0 - 1e-9
+
+    # -- overload -------------------------------------------------------------------
+
+    def _is_overload(self, flight: Flight, verdict: Verdict) -> bool:
+        """Return whether the server had no room or no time, which is not the request's fault."""
+        behind = flight.ahead > 0 and not self._knows_queue()
+        return verdict.action is Action.LATER or (verdict.code == TIMED_OUT and behind)
+
+    def _postpone(self, flight: Flight, reply: Reply | None) -> bool:
+        """Try a request later, uncharged; False once that has gone on for too long."""
+        now, suspect = time.monotonic(), (flight.run.record.id, flight.line)
+        first, count = self._overloaded.pop(suspect, (now, 0))
+        if now - first > self._overload_s:
+            if self._served_at > first:
+                return False
+            first = now  # no other request was answered either
+        self._overloaded[suspect] = first, count + 1
+        asked_s = (reply and reply.retry_after_s) or 0.0
+        pause_s = max(asked_s, self._backoff(count + 1, UNCHARGED_CAP_S))
+        flight.run.marks.abandon(flight.ordinal, now + pause_s)
+        return True
+
+    def _backoff(self, failures: int, most_s: float | None = None) -> float:
+        """Return a pause in seconds: exponential with full jitter, so that no wave comes back."""
+        most_s = BACKOFF_CAP_S if most_s is None else most_s
+        return self._rng.uniform(0, min(most_s, BACKOFF_BASE_S * 2 ** min(failures, 10)))
 
     def _limit(self, run: RunningJob) -> int:
         """Return after how many failed attempts a job's request is set aside."""

@@ -19,7 +19,9 @@ from inbox_daemon.run.outcomes import Action, Verdict, judge
 class Flight(NamedTuple):
     """One request in flight, and the generation of the engine that it went to.
 
-    A tuple like Arrival, because a frozen dataclass takes three times as long to make.
+    `ahead` is how many were in flight when it was launched; `alone` says that it was sent to
+    see whether the server answers at all.  A tuple like Arrival, because a
+    frozen dataclass takes three times as long to make.
     """
 
     run: RunningJob
@@ -28,6 +30,8 @@ class Flight(NamedTuple):
     custom_id: str
     generation: int
     launched_at: float
+    ahead: int = 0
+    alone: bool = False
 
 
 class Arrival(NamedTuple):
@@ -66,10 +70,18 @@ class Attempts:
         current = self._engine.info.generation
         return any(count for made, count in self._flying.items() if made != current)
 
-    def launch(self, run: RunningJob, ordinal: int, request: Request, generation: int) -> None:
+    def launch(
+        self,
+        run: RunningJob,
+        ordinal: int,
+        request: Request,
+        generation: int,
+        *,
+        alone: bool = False,
+    ) -> None:
         """Start one attempt with the job's model, at the engine of that generation."""
         line, now = run.input.line_of(ordinal), time.monotonic()
-        flight = Flight(run, ordinal, line, request.custom_id, generation, now)
+        flight = Flight(run, ordinal, line, request.custom_id, generation, now, len(self), alone)
         run.marks.start(ordinal)
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
         body = engine_body(request, run.record.model)
@@ -118,5 +130,9 @@ class Attempts:
         name = request_id(flight.run.record.id, flight.line)
         reply = await self._engine.send(url, body, name, self._timeout_s)
         verdict = judge(reply)
-        lost = verdict.action is Action.PROBE and await self._engine.lost(flight.generation)
+        # A server that is busy is asked only where it has not answered anything yet.
+        asked = verdict.action is Action.PROBE or (verdict.action is Action.LATER and flight.alone)
+        lost = asked and await self._engine.lost(flight.generation)
+        if verdict.action is Action.LATER and not lost:
+            lost = self._engine.info.generation != flight.generation
         return Arrival(flight, verdict, reply if isinstance(reply, Reply) else None, lost)

@@ -83,6 +83,9 @@ class Hindrances:
         if self._suspects.lost or self._attempts.stale or self._commit.further_unsaved:
             words = "the engine died; what was running is being sorted out"
             return Hindrance(code.ENGINE_LOST, words)
+        if not info.proven:
+            words = "the server is up but has not answered a request yet; one is tried alone"
+            return Hindrance(code.ENGINE_UNPROVEN, words)
         if self._suspects.bisecting:
             words = "the engine died; the requests that were running are tried in groups"
             return Hindrance(code.BISECTION, words)

@@ -29,10 +29,11 @@ from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.faults import LineFaultError
 from inbox_daemon.request.line import parse_request
 from inbox_daemon.run.arrivals import Arrivals
-from inbox_daemon.run.attempts import Attempts
+from inbox_daemon.run.attempts import Arrival, Attempts
 from inbox_daemon.run.dead_letters import DeadLetters
 from inbox_daemon.run.hindrance import Hindrances
 from inbox_daemon.run.lifecycle import Lifecycle
+from inbox_daemon.run.outcomes import Action
 from inbox_daemon.run.suspects import STATE, Suspects
 from inbox_daemon.spool import Spool
 
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 SET_ASIDE_AT_ONCE = 500
 # This many requests are launched, or invalid lines set aside, before the loop turns.
 LAUNCHES = 1000
+# While a server has proven nothing, requests of up to so many jobs are sent by turns.
+MOST_ALONE = 8
 # The loop turns at least this often, whatever it may have missed.
 LONGEST_WAIT_S = 1.0
 
@@ -70,7 +73,13 @@ class Runner:
         self._suspects = Suspects(jobs, ledger.get_state(STATE), self._set_aside_poison)
         self._attempts = Attempts(engine, config.run.request_timeout_s, self._wake.set)
         self._commit = GroupCommit(config.run, jobs, ledger, self._suspects)
-        self._arrivals = Arrivals(config.run, self._suspects, self._letters)
+        self._arrivals = Arrivals(
+            config.run,
+            self._suspects,
+            self._letters,
+            lambda: governor.knows_queue,
+            owned=engine.kind.owned,
+        )
         self._background: set[asyncio.Future[None]] = set()
         self._lifecycle = Lifecycle(
             config.disk, spool, ledger, jobs, charge_energy, self._in_the_background
@@ -87,6 +96,8 @@ class Runner:
         )
         # Whether the window was all that kept requests back at the last admission.
         self.limited = False
+        # When (monotonic) a request of each job was last sent alone, by id.
+        self._tried_alone_at: dict[str, float] = {}
         self.turned_at = self._last_outcome_at = time.monotonic()
 
     # -- what others see ------------------------------------------------------------
@@ -142,9 +153,11 @@ class Runner:
         while not self._drained():
             self.turned_at = time.monotonic()
             # Give what has arrived its consequence, and a death of the engine its own.
-            before = self.finished
+            before, flying = self.finished, len(self._attempts)
             for arrival in self._attempts.take():
                 flight = arrival.flight
+                self._feed_governor(arrival, flying)
+                flying -= 1
                 try:
                     self._arrivals.take(arrival)
                 except DamagedJobError as error:
@@ -174,6 +187,16 @@ class Runner:
             if not self._commit.busy:
                 self._lifecycle.publish_complete()
             await self._wait()
+
+    def _feed_governor(self, arrival: Arrival, in_flight: int) -> None:
+        """Tell the governor what an arrival says of how much the server takes."""
+        verdict = arrival.verdict
+        if verdict is None or arrival.lost or verdict.action is Action.HOLD:
+            return
+        overloaded = verdict.action is Action.LATER or arrival.reply is None
+        if verdict.action is not Action.PROBE or overloaded:
+            launched_at = arrival.flight.launched_at
+            self._governor.take_reply(launched_at, self.turned_at, in_flight, overloaded=overloaded)
 
     def wake(self) -> None:
         """Look again: a job was queued, the engine changed, more is allowed."""
@@ -247,6 +270,8 @@ class Runner:
         if hindrance is not None:
             if hindrance.code is HindranceCode.BISECTION:
                 self._admit_suspects()
+            if hindrance.code is HindranceCode.ENGINE_UNPROVEN:
+                self._admit_alone()
             if hindrance.code is HindranceCode.JOBS_HELD:  # it may be their start that waits
                 self._start_next([], room=True)
             return
@@ -269,11 +294,7 @@ class Runner:
             if turns == LAUNCHES:  # invalid lines take no room: let the loop turn
                 self.wake()
             # The next chunk is admitted before the last one is spent, so that it need not wait.
-            spare = marks.startable > self._governor.window
-            if not (marks.fully_admitted or marks.admitting or spare):
-                first, last = map(run.input.line_of, marks.admit(self._governor.chunk_size))
-                job = run.record.name
-                log.debug("chunk_admitted", extra={"job": job, "first": first, "last": last})
+            self._admit_chunks([run])
             self.limited = self.limited or (room <= 0 and marks.startable > 0)
         self._start_next(runs, room=room > 0)
 
@@ -281,6 +302,35 @@ class Runner:
         code = HindranceCode.MODEL_NOT_SERVED
         unserved = {i for i, found in self._hindrances.of_jobs().items() if found.code is code}
         self._lifecycle.start_next(runs, unserved, room=room)
+
+    def _admit_alone(self) -> None:
+        """Send one request to a server that has to prove itself, of each job by turns."""
+        if self.in_flight or self._governor.window == 0:
+            return
+        runs = self._admittable()
+        if len(runs) < MOST_ALONE and all(run.record.id in self._tried_alone_at for run in runs):
+            self._start_next([], room=True)  # what fails may be the jobs' doing
+        for run in sorted(runs, key=lambda run: self._tried_alone_at.get(run.record.id, 0.0)):
+            ordinal = run.marks.next_alone(run.input.size_of)
+            if ordinal is not None:
+                self._tried_alone_at = {
+                    job_id: at
+                    for job_id, at in self._tried_alone_at.items()
+                    if job_id in self._jobs.entries
+                } | {run.record.id: time.monotonic()}
+                self._launch(run, ordinal, self._engine.info.generation, alone=True)
+                return
+        self._admit_chunks(runs)
+
+    def _admit_chunks(self, runs: list[RunningJob]) -> None:
+        """Admit the next chunk of each job that has no more to start than the window takes."""
+        for run in runs:
+            marks = run.marks
+            spare = marks.startable > self._governor.window
+            if not (marks.fully_admitted or marks.admitting or spare):
+                first, last = map(run.input.line_of, marks.admit(self._governor.chunk_size))
+                job = run.record.name
+                log.debug("chunk_admitted", extra={"job": job, "first": first, "last": last})
 
     def _admittable(self) -> list[RunningJob]:
         """Return the jobs that may run, the most urgent first."""
@@ -306,7 +356,9 @@ class Runner:
             elif run.marks.take_suspect(run.input.ordinal_of(line)):
                 self._launch(run, run.input.ordinal_of(line), self._engine.info.generation)
 
-    def _launch(self, run: RunningJob, ordinal: int, generation: int) -> int:
+    def _launch(
+        self, run: RunningJob, ordinal: int, generation: int, *, alone: bool = False
+    ) -> int:
         """Send one request, or set an invalid line aside; return how many are in flight."""
         fault = run.invalid.get(run.input.line_of(ordinal))
         try:
@@ -317,7 +369,7 @@ class Runner:
                 except LineFaultError as error:  # the limits were lowered since
                     fault = error.fault
                 else:
-                    self._attempts.launch(run, ordinal, request, generation)
+                    self._attempts.launch(run, ordinal, request, generation, alone=alone)
                     return 1
             self._letters.set_aside_invalid(run, ordinal, fault, time.time())
         except DamagedJobError as error:

@@ -7,6 +7,7 @@ times; the bisection's newest state is on the disk before its next group runs.
 """
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -138,6 +139,11 @@ class Suspects:
             self._poisonous = 0
         if launched_at >= self.hold_until:
             self.problem = None
+
+    def give_back(self, run: RunningJob, ordinal: int) -> None:
+        """Put a request back that was sent alone for nothing, among the suspects if it is one."""
+        suspected = (run.record.id, run.input.line_of(ordinal)) in self._bisection.suspects
+        run.marks.abandon(ordinal, math.inf if suspected else time.monotonic())
 
     def forget(self, suspect: Suspect) -> None:
         """Take a request that is over out of the bisection."""

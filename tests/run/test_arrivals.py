@@ -1,8 +1,12 @@
 """Arrivals: a result, another attempt, a dead letter, or a wait for the server."""
 
+from dataclasses import replace
+
 import pytest
 
+from inbox_daemon.contract.hindrances import HindranceCode
 from inbox_daemon.contract.records import DeadReason
+from inbox_daemon.engine.base import EngineState
 from run_checks import Make, ids, prove
 from scripted_runner import line
 
@@ -21,7 +25,8 @@ async def test_a_failure_of_the_moment_is_tried_again(make: Make, step: object) 
 
 
 @pytest.mark.parametrize(
-    ("step", "reason"), [(500, "max_attempts"), ("timeout", "timeout"), (408, "timeout")]
+    ("step", "reason"),
+    [(500, "max_attempts"), ("timeout", "timeout"), (404, "invalid_request")],
 )
 async def test_a_request_that_fails_too_often_becomes_a_dead_letter(
     make: Make, step: object, reason: str
@@ -48,7 +53,7 @@ async def test_a_job_may_choose_its_own_number_of_attempts(make: Make) -> None:
     assert bench.codes() == {"a": "max_attempts"}
 
 
-@pytest.mark.parametrize("status", [400, 404, 422])
+@pytest.mark.parametrize("status", [400, 413, 422])
 async def test_a_wrong_request_is_a_dead_letter_at_once(make: Make, status: int) -> None:
     """The engine's own words are kept, and nothing is tried again."""
     bench = make()
@@ -147,3 +152,76 @@ async def test_a_server_that_may_refuse_us_is_waited_for(
         bench.engine.refusing = None
         await bench.until(lambda: not bench.queue.entries)
     assert bench.ids() == ["a", "b"]
+
+
+# -- overload and outages -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 503, 529, 408])
+async def test_an_overload_charges_nothing(make: Make, status: int) -> None:
+    """However often a server says that it has no room, the request has all its attempts left."""
+    bench = make(run={"max_attempts": 1})
+    bench.add(line("a", *[status] * 6), line("b"))
+    await bench.finish()
+    assert (bench.ids(), bench.engine.attempts["a"]) == (["a", "b"], 7)
+
+
+async def test_an_overload_that_lasts_beside_answers_is_charged(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its budget the request is tried as often as any that fails."""
+    bench = make(run={"max_attempts": 2, "overload_s": 1e-9}, window=1)
+    bench.add(line("a", *[429] * 1000), *map(line, ids(300)))
+    await bench.finish()
+    assert bench.codes() == {"a": "max_attempts"}
+
+
+async def test_a_time_out_behind_others_is_not_the_requests(make: Make) -> None:
+    """Where the server shows no queue, only one that was sent to an idle server counts."""
+    bench = make(run={"max_attempts": 1}, window=2)
+    bench.engine.owned = False
+    bench.add(line("slow", "wait"), line("behind", "timeout", "timeout"))
+    async with bench.running():
+        await bench.until(lambda: bench.engine.attempts["behind"] == 2)
+        assert not bench.codes()
+        bench.engine.released.set()
+        await bench.until(lambda: not bench.queue.entries)
+    assert bench.codes() == {}
+
+
+@pytest.mark.parametrize("owned", [True, False])
+async def test_where_half_fails_a_failure_is_no_attempt(
+    make: Make,
+    owned: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Behind an endpoint; in an engine of ours that lives, a failure is the request's."""
+    bench = make(run={"max_attempts": 2}, window=32)
+    bench.runner._arrivals._owned = owned
+    failing = [line(f"f{n}", *[500] * 4) for n in range(40)]
+    bench.add(*(each for pair in zip(failing, map(line, ids(40)), strict=True) for each in pair))
+    await bench.finish()
+    assert (len(bench.codes()) > 20) is owned
+
+
+async def test_a_server_that_has_proven_nothing_gets_one_request_at_a_time(make: Make) -> None:
+    """Each job by turns, a small request first; none is charged until one was answered."""
+    bench = make(window=8, run={"max_attempts": 1})
+    bench.engine.info = replace(bench.engine.info, proven=False)
+    bench.add(line("long" * 50, "wait"), line("a", "wait"), name="one", number=1)
+    bench.add(line("b", "wait"), name="two", number=2)
+    async with bench.running():
+        await bench.until(lambda: bench.engine.flying)
+        await bench.some_turns()
+        assert (list(bench.engine.flying), bench.engine.most) == (["a"], 1)
+        found = bench.runner.hindrance()
+        assert found is not None
+        assert found.code is HindranceCode.ENGINE_UNPROVEN
+        while "b" not in bench.engine.flying:  # the second job may not be started at once
+            bench.engine.die()
+            await bench.until(lambda: bench.engine.info.state is EngineState.READY)
+            await bench.until(lambda: bench.engine.flying)
+        assert (bench.engine.most, bench.suspects.deaths) == (1, 0)
+        bench.engine.info = replace(bench.engine.info, proven=True)
+        bench.engine.released.set()
+        await bench.until(lambda: not bench.queue.entries)
+    assert (bench.codes("one"), bench.codes("two")) == ({}, {})

@@ -29,15 +29,21 @@ def reply(status: int, body: bytes = ERROR) -> Reply:
         (400, Action.DEAD),
         (401, Action.HOLD),
         (403, Action.HOLD),
-        (404, Action.DEAD),
+        (402, Action.PROBE),
+        (404, Action.PROBE),
+        (405, Action.DEAD),
         (407, Action.HOLD),
-        (408, Action.RETRY),
+        (408, Action.LATER),
+        (409, Action.PROBE),
         (413, Action.DEAD),
         (422, Action.DEAD),
-        (429, Action.RETRY),
-        (499, Action.DEAD),
+        (425, Action.PROBE),
+        (429, Action.LATER),
+        (499, Action.PROBE),
         (500, Action.PROBE),
-        (503, Action.PROBE),
+        (502, Action.PROBE),
+        (503, Action.LATER),
+        (529, Action.LATER),
         (599, Action.PROBE),
     ],
 )
@@ -49,7 +55,53 @@ def test_each_status_has_the_action_of_the_table(status: int, action: Action) ->
 @pytest.mark.parametrize("status", [200, 201, 299])
 def test_a_success_with_an_object_is_a_result(status: int) -> None:
     """A 2xx answer with a JSON object is the request's result."""
-    assert judge(reply(status, b'{"choices":[]}')).action is Action.RESULT
+    assert judge(reply(status, b'{"choices":[{}]}')).action is Action.RESULT
+
+
+NO_ANSWERS: dict[str, dict[str, Any]] = {
+    "no_choices": {"choices": []},
+    "aborted": {"choices": [{"finish_reason": "stop"}, {"finish_reason": "abort"}]},
+    "response_cancelled": {"object": "response", "status": "cancelled"},
+    "response_failed": {"object": "response", "status": "failed"},
+    "error_in_answer": {"error": {"message": "the backend is gone"}, "choices": [{}]},
+}
+
+
+@pytest.mark.parametrize("code", NO_ANSWERS)
+def test_a_success_that_says_it_is_no_answer_is_tried_again(code: str) -> None:
+    """Its dead letter is named for what it was, and has the answer."""
+    body = NO_ANSWERS[code]
+    verdict = judge(reply(200, orjson.dumps(body)))
+    assert (verdict.action, verdict.code) == (Action.RETRY, code)
+    assert verdict.response == {"status_code": 200, "request_id": "srv-1", "body": body}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": None, "choices": [{"finish_reason": "length"}]},
+        {"object": "response", "status": "incomplete", "error": None},
+        {"object": "list", "data": []},
+        {"choices": [{"finish_reason": None}, 1]},
+    ],
+)
+def test_an_answer_that_is_short_is_an_answer(body: dict[str, Any]) -> None:
+    """What was cut at a limit, or holds null where others hold an error, is the result."""
+    assert judge(reply(200, orjson.dumps(body))).action is Action.RESULT
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("kind", ["no_db_connection", "auth_error"])
+def test_a_proxys_own_words_for_a_wrong_key_are_a_refusal(status: int, kind: str) -> None:
+    """LiteLLM's proxy without a database says neither 401 nor 403."""
+    body = orjson.dumps({"error": {"type": kind, "message": "No connected db.", "code": status}})
+    assert judge(reply(status, body)).action is Action.HOLD
+
+
+def test_a_408_after_the_requests_own_time_is_its_time_out() -> None:
+    """One that comes at once says that there is no room; one that comes late has used it up."""
+    late = judge(Reply(408, ERROR, "srv-1", early=False))
+    assert (late.action, late.reason) == (Action.PROBE, DeadReason.TIMEOUT)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +136,7 @@ def test_no_reply_asks_whether_the_engine_lives(
     ("status", "reason"),
     [
         (400, DeadReason.INVALID_REQUEST),
-        (408, DeadReason.TIMEOUT),
+        (404, DeadReason.INVALID_REQUEST),
         (429, DeadReason.MAX_ATTEMPTS),
         (500, DeadReason.MAX_ATTEMPTS),
     ],

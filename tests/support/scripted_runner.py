@@ -60,6 +60,12 @@ class ScriptedEngine(InertEngine):
         self.accepting = False
         self.refusing: int | None = None
         self.rng: Random | None = None
+        self.owned = True
+
+    @property
+    def kind(self) -> EngineKind:
+        """One of ours, unless the test says otherwise."""
+        return EngineKind(owned=self.owned)
 
     async def send(
         self, url: str, body: bytes, request_id: str, timeout_s: float
