@@ -84,7 +84,7 @@ class Child:
         """
         reading, writing = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(
+            making = asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *launch.argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 # Not asyncio's own pipe: with that, some Pythons' wait() also waits for
@@ -94,6 +94,7 @@ class Child:
                 env=launch.env,
                 start_new_session=True,
             )
+            process = await _whole(asyncio.ensure_future(making))
         except BaseException:
             os.close(reading)
             raise
@@ -207,3 +208,16 @@ def describe_exit(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
+
+
+async def _whole(
+    making: "asyncio.Future[asyncio.subprocess.Process]",
+) -> asyncio.subprocess.Process:
+    """Wait for a process that is being made; a cancellation meanwhile does not leave it behind."""
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        process = await making
+        process.kill()
+        await process.wait()
+        raise

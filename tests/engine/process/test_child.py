@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from inbox_daemon.engine.process.child import KEPT_LINES, Child, Launch, clean, describe_exit
+from processes import descendants
 from standin_programs import STUBBORN, WAIT, WITH_HELPER, noted, until_lines
 
 GRACE_S = 20.0
@@ -38,6 +39,20 @@ async def test_the_end_of_the_process_is_described(start: Start) -> None:
     assert await (await start("raise SystemExit(3)")).wait() == "exit status 3"
     child = await start("import os; os.kill(os.getpid(), 9)")
     assert await child.wait() == "killed by SIGKILL"
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_start_that_is_cancelled_leaves_no_process(record: Path, turns: int) -> None:
+    """However far it has come, as when the daemon ends while the engine is started."""
+    before = {child.pid for child in descendants(os.getpid())}
+    launch = Launch((sys.executable, "-c", WAIT), dict(os.environ))
+    starting = asyncio.create_task(Child.start(launch, record, record.parent))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    starting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await (await starting).stop(0)
+    assert {child.pid for child in descendants(os.getpid())} <= before
 
 
 def test_an_unknown_signal_keeps_its_number() -> None:
