@@ -172,11 +172,12 @@ STEPS ?= 10000
 KILLS ?= 30
 
 .PHONY: torture
-torture: $(STAMPS)/dev  ## CUTS power cuts (as root), STEPS random actions, KILLS kill -9.
+torture: $(STAMPS)/dev  ## CUTS power cuts (as root), STEPS random actions, KILLS kill -9, all faults.
 	@export PYTHONPATH=tests/crash:tests/support
 	$(BIN)/python -m torture.powercuts --cuts $(CUTS) || [[ $$? == 77 ]]
 	TORTURE_STEPS=$(STEPS) $(BIN)/pytest -q -s -o timeout=0 tests/crash/test_statemachine.py
 	$(BIN)/python -m torture.chaos --kills $(KILLS)
+	TORTURE_FAULTS=all $(BIN)/pytest -q tests/crash/test_one_job.py
 
 # Where the search keeps what it found interesting, and for how long it goes on (seconds).
 FUZZ_CORPUS ?= .fuzz/corpus

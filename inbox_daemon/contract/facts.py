@@ -77,8 +77,12 @@ class GovernorFacts:
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """The spool's filesystem: what is free, and what lies in quarantine/, by name."""
+    """The spool's filesystem: what is free, and what lies in quarantine/, by name.
+
+    `troubles` says of each entry of the spool that cannot be dealt with why, in words.
+    """
 
     free_bytes: int
     free_inodes: int
     quarantined: tuple[str, ...] = ()
+    troubles: tuple[str, ...] = ()

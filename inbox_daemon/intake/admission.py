@@ -38,9 +38,12 @@ from inbox_daemon.jobs import recovery
 from inbox_daemon.jobs.active import ActiveJobs
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.validation import Served, Validation, validate_file
-from inbox_daemon.spool import DISK_FULL, STUCK, Spool, durable
+from inbox_daemon.spool import DISK_FULL, OWN_ERRORS, STUCK, Spool, durable
 from inbox_daemon.spool.entries import DirEntry, Signature
 
+# Between two attempts to move a file that cannot be moved, in seconds: at first, and at most.
+_STUCK_S = 5.0
+_STUCK_MAX_S = 600.0
 # A file of inbox/: its lane and its name.
 Key = tuple[Priority, str]
 
@@ -122,6 +125,20 @@ class RejectDrop:
 Decision = Accept | Redelivered | Hold | Reject | RejectDrop
 
 
+@dataclass(frozen=True, slots=True)
+class _Stuck:
+    """A file that cannot be moved, and when that is tried again (monotonic, s).
+
+    `answered` says that its job is known, so that only the file has to go.
+    """
+
+    signature: Signature
+    why: str
+    until: float
+    pause_s: float
+    answered: bool
+
+
 @dataclass(slots=True)
 class Admission:
     """Answers drops, one at a time."""
@@ -131,12 +148,17 @@ class Admission:
     ledger: Ledger
     queue: ActiveJobs
     served: Callable[[], Served]
-    # Whether a full disk has interrupted an answer: nothing is answered before `settle`.
+    # Whether an error has interrupted an answer, now or before the start: `settle` is called
+    # before the next one.
     unsettled: bool = False
     # What was found out about files that still lie in inbox/ and need not be read again.
     _mismatched: dict[Key, tuple[Signature, str | None]] = field(default_factory=dict)
     _held: dict[Key, tuple[Signature, int]] = field(default_factory=dict)
-    _stuck: dict[Key, tuple[Signature, str]] = field(default_factory=dict)
+    _stuck: dict[Key, _Stuck] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take up what recovery could not settle."""
+        self.unsettled = bool(self.spool.troubles.below(self.spool.claimed))
 
     def answer(self, entry: DirEntry, priority: Priority, *, settled: bool) -> Answer:
         """Take one drop through gate and validator.
@@ -145,9 +167,12 @@ class Admission:
         """
         # What is known of an unchanged file that still waits is not found out again.
         key = priority, entry.name
-        signature, why = self._stuck.get(key, (None, ""))
-        if signature == entry.signature:  # it was answered, and cannot be moved
-            return Answer(wait=Wait(why))
+        stuck = self._stuck.get(key)
+        if stuck is not None and stuck.signature == entry.signature:
+            if time.monotonic() < stuck.until:
+                return Answer(wait=Wait(stuck.why))
+            if stuck.answered:
+                return Answer(wait=self._take_away(key, entry.signature, str(ULID())))
         signature, requests = self._held.get(key, (None, 0))
         if signature == entry.signature:
             crowded = limits.check_requests(self.queue.load(), requests, self.config.limits)
@@ -173,15 +198,18 @@ class Admission:
         return self.carry_out(RejectDrop(entry, priority, fault))
 
     def settle(self) -> list[JobRecord]:
-        """Finish or undo what a full disk has interrupted; return the jobs that this queued.
+        """Finish or undo what an error has interrupted; return the jobs that this queued.
 
-        Raises as `answer`, and OSError.
+        What cannot be settled yet stays, and is tried again by the next call.
+        Raises as `answer`; OSError: one of the spool's own folders cannot be read.
         """
-        recovery.settle_claims(self.spool, self.ledger)
-        durable.sync_dir(self.spool.queued)
-        unknown = [job_id for job_id in self.spool.queued_ids() if job_id not in self.queue.entries]
-        queued = [record for record in map(self.ledger.job, unknown) if record is not None]
-        self.unsettled = False
+        left = recovery.settle_claims(self.spool, self.ledger)
+        queued: list[JobRecord] = []
+        with self.spool.troubles.alone(self.spool.queued, "made to last"):
+            durable.sync_dir(self.spool.queued)
+            ids = [i for i in self.spool.queued_ids() if i not in self.queue.entries]
+            queued += [record for record in map(self.ledger.job, ids) if record is not None]
+            self.unsettled = bool(left)
         return queued
 
     def forget_others(self, priority: Priority, names: set[str]) -> None:
@@ -229,6 +257,10 @@ class Admission:
         known = self.ledger.delivered(claim.job, claim.sha256)
         if known is not None:
             finished, dedup_s = known.finished_at, self.config.intake.dedup_days * 86400
+            waits = self.unsettled and finished is None and known.id not in self.queue.entries
+            if waits and claim.signature is not None:
+                why = "its answer was interrupted by an error, and is finished first"
+                return Hold(claim, claim.signature, known.requests, why)
             # The same file is run again once its job ended long ago and was collected.
             now = self.queue.clock.read().earliest
             recent = finished is None or now - finished < dedup_s
@@ -292,7 +324,7 @@ class Admission:
                 if known.finished_at is not None and collected:
                     status = job_documents.redelivered_status(known, time.time())
                     self.spool.put_notice(known.name, job_documents.pretty(status))
-                stuck = self._take_away(claim)
+                stuck = self._take_claimed_away(claim)
                 self.spool.discard_claim(claim.job_id)
                 return Answer(wait=stuck) if stuck else Answer(redelivered=known)
             case Hold(claim, signature, requests, why):
@@ -326,27 +358,30 @@ class Admission:
         )
         self.ledger.accept(record, found.invalid, claim.redriven)
         self.spool.admit(claim.job_id)
-        # It is a job from here on: what is left to do may wait for room on the disk.
-        try:
+        # It is a job from here on: what is left to do may wait.
+        with self.spool.troubles.alone(self.spool.outbox / claim.job, "replaced"):
             self.spool.clear_notice(claim.job)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
+        try:
+            self._take_claimed_away(claim)
+        except OSError as error:  # the drop is found again, and is a re-delivery then
+            if error.errno in OWN_ERRORS:
                 raise
-        self._take_away(claim)
+            self.unsettled = True
         return record
 
-    def _take_away(self, claim: Claim) -> Wait | None:
-        """Remove an answered drop with its sidecars; return why it stays, if it cannot be."""
+    def _take_claimed_away(self, claim: Claim) -> Wait | None:
         if claim.signature is None:
             return None
-        sidecars = sidecars_of(claim.name)
+        return self._take_away((claim.priority, claim.name), claim.signature, claim.job_id)
+
+    def _take_away(self, key: Key, signature: Signature, job_id: str) -> Wait | None:
+        """Remove an answered drop with its sidecars; return why it stays, if it cannot be."""
+        priority, name = key
         try:
-            self.spool.take_away(
-                claim.name, claim.priority, claim.signature, claim.job_id, sidecars
-            )
+            self.spool.take_away(name, priority, signature, job_id, sidecars_of(name))
         except OSError as error:
-            return self._note_stuck((claim.priority, claim.name), claim.signature, error, "taken")
-        self._forget((claim.priority, claim.name))
+            return self._note_stuck(key, signature, error, "taken", answered=True)
+        self._forget(key)
         return None
 
     def _reject(self, decision: Reject) -> Answer:
@@ -404,8 +439,13 @@ class Admission:
     def _show_refusal(self, why: Refusal, stem: str, requests: int) -> None:
         """Put the refusal where the web app looks, unless a job of that name is there."""
         if self.queue.named(stem) is None:
-            notice = job_documents.refused_status(why, requests)
-            self.spool.put_notice(stem, job_documents.pretty(notice))
+            notice = job_documents.pretty(job_documents.refused_status(why, requests))
+            try:
+                self.spool.put_notice(stem, notice)
+            except OSError as error:  # its reason in rejected/ says the same
+                if error.errno not in STUCK:
+                    raise
+                self.spool.troubles.note(self.spool.outbox / stem, "replaced", error)
 
     def _file_refusal(self, why: Refusal, target: str, source: Path) -> None:
         """Move a refused file and its reason to rejected/, with the ended event."""
@@ -416,13 +456,28 @@ class Admission:
             why.id, target, reason, source, lambda _: self.ledger.record_ended(ended), at
         )
 
-    def _note_stuck(self, key: Key, signature: Signature, error: OSError, what: str) -> Wait:
-        """Leave a file that cannot be moved where it is, and let it count once."""
+    def _note_stuck(
+        self,
+        key: Key,
+        signature: Signature,
+        error: OSError,
+        what: str,
+        *,
+        answered: bool = False,
+    ) -> Wait:
+        """Leave a file that cannot be moved where it is, and let it count once.
+
+        That is tried again, after longer and longer pauses.
+        """
+        self.unsettled = True  # it may have been moved in part
         if error.errno in DISK_FULL:
-            self.unsettled = True
             return Wait(f"it was {what}; the disk is full, and it goes once there is room")
         if error.errno not in STUCK:
             raise error
         why = f"it was {what} but cannot be taken away: {error.strerror}; remove it"
-        self._stuck[key] = signature, why
+        before = self._stuck.get(key)
+        known = before is not None and before.signature == signature
+        pause_s = min(2 * before.pause_s, _STUCK_MAX_S) if before and known else _STUCK_S
+        until = time.monotonic() + pause_s
+        self._stuck[key] = _Stuck(signature, why, until, pause_s, answered)
         return Wait(why)

@@ -8,6 +8,7 @@ Known limit: a foreign file's writer cannot be seen where leases are refused to 
 then only quiet counts, five-fold.
 """
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from inbox_daemon.contract.limits import check_bytes
 from inbox_daemon.contract.names import READY_SUFFIX, is_job_name
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.request.json_guard import holds_too_much
-from inbox_daemon.spool import Spool, durable
+from inbox_daemon.spool import STUCK, Spool, durable
 from inbox_daemon.spool.entries import DirEntry, Kind, Signature
 
 _SMALL_BYTES = 1 << 16
+# What opening a link or a socket raises, as a name that is too long does.
+_NO_FILE = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG})
 HEAD_BYTES = 8
 _MAGIC = {
     bytes.fromhex("1f8b"): "gzip",
@@ -77,6 +80,8 @@ def is_lane(name: str, lane: Priority) -> bool:
 
 def check_kind(entry: DirEntry) -> Wait | None:
     """Judge an entry by its kind alone; None when it may be opened."""
+    if entry.kind is Kind.UNKNOWN:
+        return Wait("it cannot be looked at: look at the disk")
     if entry.kind is not Kind.FILE:
         return Wait(f"it is a {entry.kind}, not a regular file: only those are taken")
     if entry.nlink != 1:
@@ -198,18 +203,19 @@ def is_being_written(spool: Spool, entry: DirEntry, lane: Priority) -> bool:
 def read_small(spool: Spool, name: str, lane: Priority) -> bytes | None:
     """A small file of inbox/, at most 64 KiB; None when it is not there.
 
-    What is no regular file, or cannot be read, counts as holding no JSON.
+    What is no regular file, or may not be opened, counts as holding no JSON.
+    Raises OSError: the disk fails, which says nothing of its content.
     """
     try:
         fd = spool.open_drop(name, lane)
     except FileNotFoundError:
         return None
-    except OSError:
+    except OSError as error:
+        if error.errno not in STUCK | _NO_FILE:
+            raise
         return b"\0"
     try:
         return os.read(fd, _SMALL_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b"\0"
-    except OSError:
-        return b"\0"
     finally:
         os.close(fd)
 

@@ -29,7 +29,7 @@ from inbox_daemon.intake.gate import Wait
 from inbox_daemon.intake.settling import FOREIGN_FACTOR, Rota, Settling, Sighting
 from inbox_daemon.intake.watch import Watcher
 from inbox_daemon.jobs.active import ActiveJobs
-from inbox_daemon.spool import DISK_FULL, STUCK, Spool, durable
+from inbox_daemon.spool import DISK_FULL, OWN_ERRORS, STUCK, Spool, durable
 from inbox_daemon.spool.entries import (
     DirEntry,
     Identity,
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 100
 # How many files of a lane are looked at in one scan: a sender decides how many there are.
 MAX_SEEN = 10_000
+# How long a file waits whose answer has met an error, until that is tried again.
+HELD_S = 5.0
 _FULL = "the disk is full"
 
 
@@ -69,6 +71,8 @@ class Intake:
     _rota: dict[Priority, Rota] = field(init=False)
     _hinted: bool = False
     _obeyed: dict[tuple[Priority, str], Signature] = field(default_factory=dict)
+    # The files whose answer has met an error: why, and when it is tried again (monotonic, s).
+    _held: dict[tuple[Priority, str], tuple[Wait, float]] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
 
@@ -84,7 +88,7 @@ class Intake:
     async def run(self) -> None:
         """Scan until stopped.
 
-        Raises what must end the daemon: LedgerError, or an OSError of our own folders.
+        Raises what must end the daemon: LedgerError, or an OSError that no file has caused.
         """
         loop = asyncio.get_running_loop()
 
@@ -129,9 +133,9 @@ class Intake:
                 for job in await asyncio.to_thread(self.admission.settle):
                     self._note(Answer(queued=job))
             except OSError as error:
-                if error.errno not in DISK_FULL:
+                if error.errno in OWN_ERRORS:
                     raise
-                self.problem = f"{_FULL}: what was being answered is finished once there is room"
+                self.problem = f"{error.filename or 'claimed/'} cannot be used: {error.strerror}"
                 return
         for lane in Priority:
             identity = await self._scan_lane(lane, waiting)
@@ -194,8 +198,9 @@ class Intake:
         settled = set(settling.observe(now, sightings))
         names = {entry.name for entry in seen.entries}
         self.admission.forget_others(lane, names)
-        for key in [key for key in self._obeyed if key[0] is lane and key[1] not in names]:
-            del self._obeyed[key]
+        for known in (self._obeyed, self._held):
+            for key in [key for key in known if key[0] is lane and key[1] not in names]:
+                del known[key]
         for entry in sorted(seen.entries, key=lambda entry: entry.signature.ctime_ns):
             if self._stopping:
                 return
@@ -203,17 +208,35 @@ class Intake:
             if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
                 continue
             quiet_s = settling.unchanged_for(entry.name, now)
-            try:
-                wait = await self._answer(entry, lane, entry.name in settled, quiet_s)
-            except OSError as error:
-                if error.errno not in DISK_FULL:
-                    raise
-                self.admission.unsettled = True
-                waiting.append(WaitingDrop(name=escape(entry.name), why=_FULL, since_s=quiet_s))
-                return
+            wait, until = self._held.get((lane, entry.name), (None, 0.0))
+            if time.monotonic() >= until:
+                wait = await self._answer_alone(entry, lane, entry.name in settled, quiet_s)
             if wait is not None and len(waiting) < MAX_WAITING:
                 name, since_s = escape(entry.name), round(quiet_s, 1)
                 waiting.append(WaitingDrop(name=name, why=wait.why, since_s=since_s))
+
+    async def _answer_alone(
+        self,
+        entry: DirEntry,
+        lane: Priority,
+        settled: bool,  # noqa: FBT001 - as the scan found it
+        quiet_s: float,
+    ) -> Wait | None:
+        """Deal with one entry; an error that it meets makes it wait, and no other."""
+        before, _ = self._held.pop((lane, entry.name), (None, 0.0))
+        try:
+            return await self._answer(entry, lane, settled, quiet_s)
+        except OSError as error:
+            if error.errno in OWN_ERRORS:
+                raise
+            self.admission.unsettled = True
+            why = f"it cannot be answered now: {error.strerror}; it is tried again"
+            wait = Wait(_FULL if error.errno in DISK_FULL else why)
+            self._held[lane, entry.name] = wait, time.monotonic() + HELD_S
+            if wait != before:
+                fields = {"file": escape(entry.name), "reason": str(error)}
+                log.warning("drop_held", extra=fields)
+            return wait
 
     async def _answer(
         self,
@@ -223,6 +246,8 @@ class Intake:
         quiet_s: float,
     ) -> Wait | None:
         """Deal with one entry; return why it stays, if it does."""
+        if entry.kind is Kind.UNKNOWN:
+            return gate.check_kind(entry)
         if is_sidecar(entry.name):
             return self._accompany(entry, lane)
         if is_control_name(entry.name):
@@ -275,7 +300,7 @@ class Intake:
         if self.full:
             return Wait(self.full)
         if self._obeyed.get((lane, entry.name)) == entry.signature:
-            return Wait("it was obeyed but cannot be taken away; remove it")
+            return await asyncio.to_thread(self._remove_order, entry, lane)
         # Carry out a control file, or refuse it with the reason.
         command = control.read(self.spool, entry, lane)
         if isinstance(command, Wait):
@@ -292,10 +317,11 @@ class Intake:
         try:
             self.spool.remove_drop(entry.name, lane)
         except OSError as error:
-            if error.errno not in STUCK:
+            if error.errno in OWN_ERRORS:
                 raise
             self._obeyed[lane, entry.name] = entry.signature
-            return Wait(f"it was obeyed but cannot be taken away: {error.strerror}; remove it")
+            remedy = "remove it" if error.errno in STUCK else "look at the disk"
+            return Wait(f"it was obeyed but cannot be taken away: {error.strerror}; {remedy}")
         return None
 
     def facts(self) -> IntakeFacts:

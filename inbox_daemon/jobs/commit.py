@@ -3,12 +3,14 @@
 Purpose: decide when outcomes are made to count, and do it in the right order.
 Invariants: output before offset: the results are on the disk before the ledger says
 how long they are; one commit at a time; a full disk is waited for; a file that cannot be written
-costs its own job alone; a failed transaction ends the daemon, because a later one would
+costs its own job alone, and one that takes no more, by a quota, keeps its own job waiting; a
+failed transaction ends the daemon, because a later one would
 succeed over the hole.
 """
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from inbox_daemon.contract.config import RunConfig
@@ -44,10 +46,24 @@ class GroupCommit:
     """Commits what the running jobs have gathered."""
 
     def __init__(
-        self, run: RunConfig, jobs: ActiveJobs, ledger: Ledger, further: FurtherState
+        self,
+        run: RunConfig,
+        jobs: ActiveJobs,
+        ledger: Ledger,
+        further: FurtherState,
+        has_room: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Commit `jobs` together with `further`, at the intervals of `run`."""
+        """Commit `jobs` together with `further`, at the intervals of `run`.
+
+        `has_room` says whether the disk has room, so that a file that takes no more is its
+        job's own trouble; it is called in a thread.
+        """
         self._jobs, self._ledger, self._further = jobs, ledger, further
+        self._has_room = has_room
+        # What could not be written for the job's own trouble, at most one batch a job, and when
+        # that is tried again.
+        self._put_off: list[tuple[RunningJob, Batch]] = []
+        self._again_at = 0.0
         self._interval_s, self._reorder = run.commit_interval_s, run.reorder
         self._committed_at = time.monotonic()
         self.busy = False
@@ -66,16 +82,18 @@ class GroupCommit:
     @property
     def due_at(self) -> float | None:
         """When the next commit is due, in seconds of the monotonic clock; None if never."""
-        if any(run.dirty for run in self._jobs.runs()):
+        if self._gathered():
             return self._committed_at + self._interval_s
-        return None
+        return self._again_at if self._put_off else None
 
     def due(self, now: float, *, draining: bool) -> bool:
         """Return whether to commit at `now` (monotonic)."""
         if self.busy:
             return False
-        runs = [run for run in self._jobs.runs() if run.dirty]
+        runs = self._gathered()
         if self._further.dirty or any(run.urgent for run in runs):
+            return True
+        if self._put_off and now >= self._again_at:
             return True
         if sum(run.pending for run in runs) >= COMMIT_RESULTS or draining:
             return bool(runs)
@@ -83,13 +101,24 @@ class GroupCommit:
             return True
         return bool(runs) and now - self._committed_at >= self._interval_s
 
+    def _gathered(self) -> list[RunningJob]:
+        """The jobs of which there is something to commit, and nothing that was put off."""
+        return [run for run in self._jobs.runs() if run.dirty and run.unwritten is None]
+
     async def commit(self) -> None:
         """Make everything that has been gathered count; `busy` from the call to the end.
 
-        A job whose file cannot be written is left out, with its `damage` set.
+        A job whose file cannot be written is left out, with its `damage` set; one whose file
+        takes no more waits, `unwritten`.
         Raises LedgerError, OSError: it does not count; the daemon must end.
         """
-        batches = [(run, run.take_batch()) for run in self._jobs.runs() if run.dirty]
+        batches = [(run, run.take_batch()) for run in self._gathered()]
+        for run, batch in self._put_off:
+            if run.damage is not None:
+                run.results.give_up(run.damage)
+            elif self._jobs.run_of(run.record.id) is run:
+                batches.append((run, batch))
+        self._put_off = []
         self._writing_further = self._further.dirty
         state = self._further.take_state() if self._writing_further else {}
         # From here, not from its end: what arrives during a slow commit waits no longer.
@@ -123,17 +152,10 @@ class GroupCommit:
         What is written moves to the other list, so that after an error it goes on from there.
         """
         while unwritten:
-            run, batch = unwritten[0]
-            try:
-                run.results.flush(batch.lines, batch.length)
-                written.append((run, batch))
-            except DamagedJobError as error:
-                run.damage = error
-            except OSError as error:
-                if error.errno in DISK_FULL:
-                    raise _DiskFullError(error.errno, error.strerror) from None
-                raise
+            self._flush(*unwritten[0], written)
             del unwritten[0]
+        if self._put_off and not (written or state):
+            return
         self._ledger.checkpoint([batch.checkpoint for _, batch in written], state)
         for run, batch in written if self._reorder else []:
             chunk = batch.chunk
@@ -145,3 +167,27 @@ class GroupCommit:
                 batch.chunk = [chunk[i] for i in ordering.order(lines, long_first=last)]
             except DamagedJobError as error:
                 run.damage = error
+
+    def _flush(
+        self, run: RunningJob, batch: Batch, written: list[tuple[RunningJob, Batch]]
+    ) -> None:
+        """Write one batch, or put it off, or see that it never can be written."""
+        try:
+            run.results.flush(batch.lines, batch.length)
+        except DamagedJobError as error:
+            run.damage = error
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            if not self._has_room():
+                raise _DiskFullError(error.errno, error.strerror) from None
+            self._put_off.append((run, batch))
+            self._again_at = time.monotonic() + FULL_PAUSE_S
+            self.waits += 1
+            run.unwritten = (
+                f"the results of {run.record.name} wait in memory: {error.strerror}; free some "
+                "space, or raise the quota"
+            )
+        else:
+            run.unwritten = None
+            written.append((run, batch))

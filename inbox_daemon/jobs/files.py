@@ -37,24 +37,28 @@ _OF_THE_FILE = frozenset(
 )
 
 
-def as_damage(path: Path, error: OSError) -> Exception:
-    """Return DamagedJobError for an error that belongs to the job's file, else the error."""
-    if error.errno not in _OF_THE_FILE:
+def as_damage(path: Path, error: OSError, others: frozenset[int] = frozenset()) -> Exception:
+    """Return DamagedJobError for an error that belongs to the job's file, else the error.
+
+    `others` are further errors that do.
+    """
+    if error.errno not in _OF_THE_FILE | others:
         return error
     return DamagedJobError("file_unusable", f"{path} cannot be used: {error.strerror}")
 
 
-def tried(path: Path, call: Callable[[], T]) -> T:
+def tried(path: Path, call: Callable[[], T], others: frozenset[int] = frozenset()) -> T:
     """Return what a call on a job's file returns; try again where the file fails.
 
+    `others` are further errors that belong to the file.
     Raises DamagedJobError: it failed each time; OSError: it is not the file's own error.
     """
     for number in range(1, _TRIES + 1):
         try:
             return call()
         except OSError as error:
-            if error.errno not in _OF_THE_FILE or number == _TRIES:
-                raise as_damage(path, error) from None
+            if error.errno not in _OF_THE_FILE | others or number == _TRIES:
+                raise as_damage(path, error, others) from None
         time.sleep(_PAUSE_S)
     raise AssertionError
 
@@ -157,7 +161,8 @@ class InputFile(_JobFile):
         try:
             return self._read(start, wanted)
         except OSError:
-            return tried(self._path, lambda: self._read(start, wanted))
+            # There is no room to wait for: a network filesystem has found words of its own.
+            return tried(self._path, lambda: self._read(start, wanted), durable.DISK_FULL)
 
     def _read(self, start: int, wanted: int) -> bytes:
         data = os.pread(self._fd, min(_GUESS_BYTES, wanted), start)
@@ -210,6 +215,10 @@ class ResultsFile(_JobFile):
     def pending_bytes(self) -> int:
         """How many bytes a flush would write."""
         return self.written - self.durable
+
+    def give_up(self, damage: DamagedJobError) -> None:
+        """Take nothing more: what was taken last will never be written."""
+        self._broken = damage
 
     def append(self, line: bytes) -> tuple[int, int]:
         """Take one line; return its offset and length in bytes."""

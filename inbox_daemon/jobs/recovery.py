@@ -3,7 +3,8 @@
 Purpose: bring spool and ledger to a state that the loops know, and fill the queue.
 Invariants: every step may itself be interrupted and repeated; nothing is deleted that
 is not known to be published, to be a copy, or to be empty; what cannot be understood
-goes to quarantine/ and is named in the log.
+goes to quarantine/ and is named in the log; each entry is tried alone, and one that cannot
+be dealt with waits in its place, with the reason in the health.
 """
 
 import logging
@@ -21,7 +22,7 @@ from inbox_daemon.jobs.active import RECENT, ActiveJobs
 from inbox_daemon.jobs.clock import CheckedClock
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.spool import Spool, durable
+from inbox_daemon.spool import OWN_ERRORS, Spool, claim_of, durable
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +36,27 @@ def recover(
     """Repair the spool and return the active jobs; blocks, called before any loop runs.
 
     `ageing_s` and `clock` are passed on to them.
-    Raises LedgerError, OSError: the spool cannot be read.
+    Raises LedgerError; OSError: one of the spool's own folders cannot be read.
     """
-    settle_claims(spool, ledger)
+    left = settle_claims(spool, ledger)
     for path in spool.leftover_claims():
-        if path.is_dir():
-            durable.remove_tree(path)
-        else:
-            durable.remove_file(path)
+        if claim_of(path) not in left:
+            with spool.troubles.alone(path, "removed"):
+                if path.is_dir():
+                    durable.remove_tree(path)
+                else:
+                    durable.remove_file(path)
     jobs = ActiveJobs(ledger, ageing_s, clock)
+    queued = spool.queued_ids()
     for job_id in spool.running_ids():
-        _recover_running(job_id, spool, ledger, jobs)
-    for job_id in spool.queued_ids():
+        with spool.troubles.alone(spool.running / job_id, "moved to quarantine/"):
+            _recover_running(job_id, spool, ledger, jobs, queued)
+    for job_id in queued:
         record = ledger.job(job_id)
         if record is None or job_id in jobs.entries:
-            _quarantine(spool.queued / f"{job_id}{JOB_SUFFIX}", spool)
+            path = spool.queued / f"{job_id}{JOB_SUFFIX}"
+            with spool.troubles.alone(path, "moved to quarantine/"):
+                _quarantine(path, spool)
         else:
             jobs.add(record)
     # Free the names of jobs whose files were taken out of the spool.
@@ -63,18 +70,24 @@ def recover(
     return jobs
 
 
-def settle_claims(spool: Spool, ledger: Ledger) -> None:
+def settle_claims(spool: Spool, ledger: Ledger) -> set[str]:
     """Finish or undo what intake was doing with a drop when it was interrupted.
 
-    Blocks; no drop may be answered meanwhile.
-    Raises LedgerError, OSError.
+    Blocks; no drop may be answered meanwhile.  Returns the claims that could not be settled,
+    by id; the others are.
+    Raises LedgerError; OSError: claimed/ cannot be read.
     """
-    spool.finish_rejections(lambda reason: _record_refusal(reason, ledger))
-    spool.finish_drops()
+    left = spool.finish_rejections(lambda reason: _record_refusal(reason, ledger))
+    spool.finish_drops(left)
     for path in spool.leftover_claims():  # their drops still lie in inbox/
-        if path.suffix == JOB_SUFFIX and not path.is_dir():
-            ledger.forget(path.stem)
-            durable.remove_file(path)
+        if path.suffix == JOB_SUFFIX and path.stem not in left:
+            with spool.troubles.alone(path, "removed"):
+                if not path.is_dir():
+                    ledger.forget(path.stem)
+                    durable.remove_file(path)
+            if path in spool.troubles:
+                left.add(path.stem)
+    return left
 
 
 def _record_refusal(reason: bytes, ledger: Ledger) -> None:
@@ -85,20 +98,36 @@ def _record_refusal(reason: bytes, ledger: Ledger) -> None:
         log.warning("reason_unreadable", extra={"reason": str(error)})
 
 
-def _recover_running(job_id: str, spool: Spool, ledger: Ledger, jobs: ActiveJobs) -> None:
-    """Go on with a running job; one whose files are damaged is set aside, not the rest."""
+def _recover_running(
+    job_id: str, spool: Spool, ledger: Ledger, jobs: ActiveJobs, queued: list[str]
+) -> None:
+    """Go on with a running job; one whose files are damaged is set aside, not the rest.
+
+    One that can be neither opened nor set aside now waits for its start, as if it were queued.
+    """
     record = ledger.job(job_id)
     if record is not None and record.finished_at is not None:
         spool.discard(job_id)
         return
-    if record is None or not spool.input_path(job_id).exists():
-        if not durable.remove_empty_dir(spool.running / job_id):
-            _quarantine(spool.running / job_id, spool)
+    if record is None:
+        _set_aside(job_id, spool)
         return
     try:
-        run = RunningJob(record, spool, ledger)
-    except DAMAGE as error:
-        quarantine_job(record, spool, ledger, error)
+        if not spool.input_path(job_id).exists():
+            _set_aside(job_id, spool)
+            return
+        try:
+            run = RunningJob(record, spool, ledger)
+        except DAMAGE as error:
+            quarantine_job(record, spool, ledger, error)
+            return
+    except OSError as error:
+        if error.errno in OWN_ERRORS:
+            raise
+        words = f"{record.name} cannot be taken up: {error.strerror}"
+        log.warning("job_held", extra={"job": record.name, "reason": words})
+        if job_id not in queued:
+            jobs.add(record)
         return
     jobs.add(record, run)
     fields = {"job": record.name, "ended": run.progress.ended, "requests": run.total}
@@ -111,12 +140,16 @@ def quarantine_job(record: JobRecord, spool: Spool, ledger: Ledger, error: Excep
     Raises LedgerError, OSError.
     """
     log.error("job_damaged", extra={"job": record.name, "reason": str(error)}, exc_info=error)
-    if not durable.remove_empty_dir(spool.running / record.id):
-        _quarantine(spool.running / record.id, spool)
+    _set_aside(record.id, spool)
     why = f"{error}; what is left of the job lies in quarantine/{record.id}"
     ended = ended_damaged(record, why, time.time())
     ledger.forget(record.id, ended)
     return ended
+
+
+def _set_aside(job_id: str, spool: Spool) -> None:
+    if not durable.remove_empty_dir(spool.running / job_id):
+        _quarantine(spool.running / job_id, spool)
 
 
 def _quarantine(path: Path, spool: Spool) -> None:

@@ -54,6 +54,8 @@ class RunningJob:
         self.record = record
         # What makes it impossible to go on with this job; the runner gives it up then.
         self.damage: DamagedJobError | None = None
+        # Why its results wait in memory, in words; nothing more of it is sent meanwhile.
+        self.unwritten: str | None = None
         self.progress = ledger.progress(record.id)
         self.invalid: dict[int, Fault] = ledger.invalid(record.id) if record.invalid else {}
         self.retries: dict[int, RetryRecord] = ledger.retries(record.id)

@@ -3,7 +3,7 @@
 Purpose: choose, purely, what goes; and carry it out through spool and ledger.
 Invariants: only published folders, refused files, dead letters and the records of
 jobs that left nothing else are ever removed, never anything unfinished, in quarantine/
-or in inbox/; the oldest goes first; a limit of 0 keeps everything.
+or in inbox/; the oldest goes first; a limit of 0 keeps everything; what goes goes whole.
 """
 
 import logging
@@ -15,7 +15,7 @@ from ulid import ULID
 
 from inbox_daemon.contract.config import Config
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.spool import Spool
+from inbox_daemon.spool import Spool, durable
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,12 @@ def surplus(kept: Iterable[Kept[T]], now: float, days: float, max_bytes: int) ->
 def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
     """Remove the surplus; blocks, use a thread.  Returns how many things went.
 
-    `now` is in seconds since 1970, and not later than it surely is.
-    Raises LedgerError, OSError.
+    `now` is in seconds since 1970, and not later than it surely is.  What cannot be removed is
+    left whole and named in the health, and the others go.
+    Raises LedgerError; OSError: one of the spool's own folders cannot be read.
     """
     rules, gone = config.retention, 0
+    _clear_leftovers(spool, ledger)
     jobs = {record.id: record for record in ledger.jobs()}
     # The file's time is the disk's alone, which may have been behind.
     ends = {record.outbox: record.finished_at or 0.0 for record in jobs.values()}
@@ -61,14 +63,16 @@ def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
         for name, at, size in spool.published_folders()
     ]
     for name in surplus(published, now, rules.outbox_days, rules.outbox_max_bytes):
-        spool.remove_published(name)
-        log.info("outbox_removed", extra={"job": name})
-        gone += 1
+        with spool.troubles.alone(spool.outbox / name, "removed"):
+            spool.remove_published(name)
+            log.info("outbox_removed", extra={"job": name})
+            gone += 1
     refused = [Kept(names, at, size) for names, at, size in spool.rejections()]
     for names in surplus(refused, now, rules.rejected_days, rules.rejected_max_bytes):
-        spool.remove_rejection(names)
-        log.info("rejection_removed", extra={"files": names})
-        gone += 1
+        with spool.troubles.alone(spool.rejected / names[-1], "removed"):
+            spool.remove_rejection(names)
+            log.info("rejection_removed", extra={"files": names})
+            gone += 1
     letters, busy = [], ledger.being_redriven()
     for job_id, line, size in ledger.dead_sizes():
         # Its age is that of its job's end, or of the job's id where the record is gone, as of
@@ -92,3 +96,14 @@ def retain(config: Config, spool: Spool, ledger: Ledger, now: float) -> int:
             ledger.forget(record.id)
             gone += 1
     return gone
+
+
+def _clear_leftovers(spool: Spool, ledger: Ledger) -> None:
+    """Try once more to remove what an error has kept in place though it was over."""
+    for path in spool.removed_in_part():
+        with spool.troubles.alone(path, "removed"):
+            durable.remove_tree(path)
+    for path in spool.troubles.below(spool.running):
+        record = ledger.job(path.name)
+        if record is not None and record.finished_at is not None:
+            spool.discard(record.id)

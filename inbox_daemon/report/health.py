@@ -12,6 +12,8 @@ from inbox_daemon.engine.base import EngineState
 from inbox_daemon.report.facts import Facts
 
 RECENT_DEATH_S = 600.0
+# So many entries of the spool that cannot be dealt with are named.
+MAX_TROUBLES = 10
 
 # What an operator has to mend; the rest passes by itself or was asked for.
 _ERRORS = frozenset(
@@ -55,6 +57,11 @@ def degraded(facts: Facts) -> list[str]:
     if facts.disk and (count := len(facts.disk.quarantined)):
         lie = "lies" if count == 1 else "lie"
         reasons.append(f"{counted(count, 'thing')} {lie} in quarantine/: look at the log")
+    troubles = facts.disk.troubles if facts.disk else ()
+    reasons += troubles[:MAX_TROUBLES]
+    if len(troubles) > MAX_TROUBLES:
+        more = counted(len(troubles) - MAX_TROUBLES, "file")
+        reasons.append(f"{more} of the spool more cannot be dealt with: look at the log")
     reasons += facts.governor.reasons
     reasons += [hindrance.words for hindrance in facts.run.waiting.values()]
     reasons += [words for words in (facts.intake.hints_missing, facts.clock_doubt) if words]

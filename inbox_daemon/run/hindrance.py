@@ -96,6 +96,8 @@ class Hindrances:
         code, record = HindranceCode, entry.record
         if held := self._lifecycle.held.get(record.id):
             return Hindrance(code.JOBS_HELD, held.words)
+        if entry.run is not None and entry.run.unwritten is not None:
+            return Hindrance(code.JOBS_HELD, entry.run.unwritten)
         if record.ending is not None or entry.is_complete():
             return None
         if self._jobs.is_paused(record):

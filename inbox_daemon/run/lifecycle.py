@@ -105,7 +105,9 @@ class Lifecycle:
     async def _start(self, record: JobRecord) -> None:
         try:
             await asyncio.to_thread(self._spool.start, record.id)
-            await self._jobs.update(record.id, in_progress_at=self._jobs.clock.read().reckoned)
+            if record.in_progress_at is None:  # else a start of the daemon has met an error
+                now = self._jobs.clock.read().reckoned
+                await self._jobs.update(record.id, in_progress_at=now)
             run = await asyncio.to_thread(RunningJob, record, self._spool, self._ledger)
         except DAMAGE as error:
             await self._set_aside(record, error)

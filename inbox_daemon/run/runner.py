@@ -19,6 +19,7 @@ from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.facts import RunFacts
 from inbox_daemon.contract.hindrances import Hindrance, HindranceCode
+from inbox_daemon.contract.limits import disk_full
 from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.engine.base import Engine
 from inbox_daemon.gpu.governor import Governor
@@ -72,7 +73,13 @@ class Runner:
         self._letters = DeadLetters(config.limits.max_line_bytes)
         self._suspects = Suspects(jobs, ledger.get_state(STATE), self._set_aside_poison)
         self._attempts = Attempts(engine, config.run.request_timeout_s, self._wake.set)
-        self._commit = GroupCommit(config.run, jobs, ledger, self._suspects)
+        self._commit = GroupCommit(
+            config.run,
+            jobs,
+            ledger,
+            self._suspects,
+            lambda: disk_full(spool.free()[0], config.disk) is None,
+        )
         self._arrivals = Arrivals(
             config.run,
             self._suspects,
@@ -216,8 +223,9 @@ class Runner:
         """Return whether the drain is over: all flights ended, all that finished committed."""
         if not self._hindrances.draining or len(self._attempts) or self._background:
             return False
+        # What its file does not take is dropped, and runs again.
         unsaved = self._commit.further_unsaved or any(
-            r.pending and not r.results.broken for r in self._jobs.runs()
+            r.pending and not r.results.broken and r.unwritten is None for r in self._jobs.runs()
         )
         return not (unsaved or self._suspects.lost)
 
@@ -337,7 +345,10 @@ class Runner:
         return [
             run
             for run in self._jobs.runs(self._jobs.clock.read().reckoned)
-            if run.record.ending is None and run.damage is None and self._may_run(run.record)
+            if run.record.ending is None
+            and run.damage is None
+            and run.unwritten is None
+            and self._may_run(run.record)
         ]
 
     def _may_run(self, record: JobRecord) -> bool:

@@ -126,9 +126,12 @@ class Daemon:
             parts.runner.wake()
             self._changed.set()
         quarantined = tuple(await asyncio.to_thread(parts.spool.quarantined))
-        if self._disk is not None and quarantined != self._disk.quarantined:
+        troubles = await asyncio.to_thread(parts.spool.troubles.words)
+        found = DiskFacts(*free, quarantined, troubles)
+        before = self._disk
+        if before is not None and (quarantined, troubles) != (before.quarantined, before.troubles):
             self._changed.set()
-        self._disk = DiskFacts(*free, quarantined)
+        self._disk = found
 
     async def _watch_clock(self) -> None:
         """Trust a new time once it has held, and note the newest trusted one for a start."""

@@ -10,6 +10,7 @@ May import: contract.
     jobs.py      queued/ and running/
     outbox.py    what senders fetch: publication, notices, the health
     rejected.py  refusals
+    troubles.py  what could not be dealt with, and why
 
 Invariants: the folder in which a job lies is its state; nothing in outbox/ or rejected/ is
 ever overwritten, except a `status.json` by its newer self; what cannot be understood goes
@@ -19,7 +20,8 @@ to quarantine/ and is never removed.
                       other two priorities
     claimed/          <id>.jsonl               our copy, while it is validated
                       <id>.reason.json         a rejection that is being carried out
-                      <id>.drop.NAME           a drop that is being taken away
+                      <id>.LANE.drop/          a drop that is being taken away
+                      retained.…/              what retention is removing
     queued/           <id>.jsonl
     running/<id>/     input.jsonl  results.part  outbox/ (the folder being built)
     outbox/NAME/      output.jsonl  errors.jsonl  retry.jsonl  status.json
@@ -30,12 +32,13 @@ to quarantine/ and is never removed.
 """
 
 from inbox_daemon.spool.durable import DISK_FULL
-from inbox_daemon.spool.inbox import STUCK, Inbox
+from inbox_daemon.spool.inbox import Inbox
 from inbox_daemon.spool.jobs import JobFolders
-from inbox_daemon.spool.layout import FOLDERS, holder_of
+from inbox_daemon.spool.layout import FOLDERS, claim_of, holder_of
 from inbox_daemon.spool.rejected import Rejections
+from inbox_daemon.spool.troubles import OWN_ERRORS, STUCK
 
-__all__ = ["DISK_FULL", "FOLDERS", "STUCK", "Spool", "holder_of"]
+__all__ = ["DISK_FULL", "FOLDERS", "OWN_ERRORS", "STUCK", "Spool", "claim_of", "holder_of"]
 
 
 class Spool(Inbox, JobFolders, Rejections):

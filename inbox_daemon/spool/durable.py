@@ -21,7 +21,7 @@ import secrets
 import shutil
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # What the calls below raise, by number, where there is no room for what they would write.
@@ -180,6 +180,41 @@ def remove_tree(path: Path) -> None:
         return
     shutil.rmtree(path)
     sync_dir(path.parent)
+
+
+def remove_whole(paths: Sequence[Path], aside: Path) -> None:
+    """Remove files and folders with all that they hold, or leave all of it where it is.
+
+    What may be renamed may be removed: so each of it is moved into a new folder `aside`, on
+    the same filesystem, before the first is removed.  One that is gone is no error.
+    Raises OSError: one is another user's, immutable or mounted, and all is as it was; or what
+    was moved cannot be removed, and is in `aside`.
+    """
+    make_dir(aside, mode=0o700)
+    moved: list[tuple[Path, Path]] = []
+
+    def take(path: Path) -> None:
+        target = aside / str(len(moved))
+        try:
+            rename_noreplace(path, target)
+        except FileNotFoundError:
+            return
+        moved.append((path, target))
+        if stat.S_ISDIR(target.lstat().st_mode):
+            for inner in list(target.iterdir()):
+                take(inner)
+
+    try:
+        for path in paths:
+            take(path)
+    except OSError:
+        for path, target in reversed(moved):
+            rename_noreplace(target, path)
+        remove_empty_dir(aside)
+        raise
+    for folder in {path.parent for path in paths}:
+        sync_dir(folder)
+    remove_tree(aside)
 
 
 def remove_empty_dir(path: Path) -> bool:

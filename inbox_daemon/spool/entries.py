@@ -1,7 +1,8 @@
 """What one look at a folder saw: its entries, with the signature of each.
 
 Purpose: the values that scan, gate and spool pass to each other.
-Invariants: no link is followed; what vanishes while the folder is read is left out.
+Invariants: no link is followed; what vanishes while the folder is read is left out, and
+what cannot be looked at is of an unknown kind.
 """
 
 import os
@@ -59,6 +60,7 @@ class Kind(StrEnum):
     DIRECTORY = "directory"
     SYMLINK = "symlink"
     OTHER = "other"
+    UNKNOWN = "unknown"
 
 
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
@@ -123,6 +125,9 @@ def entries(descriptor: int) -> Iterator[DirEntry]:
             try:
                 status = item.stat(follow_symlinks=False)
             except FileNotFoundError:  # taken away since the folder was read
+                continue
+            except OSError:  # its own trouble; the others can be looked at
+                yield DirEntry(item.name, Kind.UNKNOWN, Signature(0, 0, 0, 0, 0), -1, 1)
                 continue
             kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.OTHER)
             yield DirEntry(item.name, kind, Signature.of(status), status.st_uid, status.st_nlink)

@@ -9,18 +9,19 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.spool import durable
 from inbox_daemon.spool.entries import Signature
-from inbox_daemon.spool.layout import Layout
+from inbox_daemon.spool.layout import Layout, claim_of
+from inbox_daemon.spool.troubles import STUCK
 
-# Why a file cannot be moved though it lies there: immutable, another user's folder, a mount.
-STUCK = frozenset({errno.EPERM, errno.EACCES, errno.EXDEV, errno.EBUSY})
-# A drop that is being taken away, in claimed/, by the ULID of its claim.
+# A drop that is being taken away, in claimed/, by the ULID of its claim; and one that was.
 _ASIDE = re.compile(r"[0-9A-Z]{26}\.(high|normal|low)\.drop$")
+_GONE = re.compile(r"[0-9A-Z]{26}\.(high|normal|low)\.gone$")
 
 
 class Inbox(Layout):
@@ -161,13 +162,11 @@ class Inbox(Layout):
     def _take_sidecars(lane: Path, sidecars: Sequence[str], aside: Path) -> None:
         for sidecar in sidecars:
             path = lane / sidecar
-            # False as well for a name that is too long; a folder is no marker.
-            if not os.path.lexists(path) or os.path.isdir(path):  # noqa: PTH112 - of any name
-                continue
             try:
-                durable.rename_noreplace(path, aside / sidecar)
+                if not stat.S_ISDIR(path.lstat().st_mode):  # a folder is no marker
+                    durable.rename_noreplace(path, aside / sidecar)
             except OSError as error:
-                if error.errno not in STUCK | {errno.ENOENT}:
+                if error.errno not in STUCK | {errno.ENOENT, errno.ENAMETOOLONG}:
                     raise
 
     def _put_back(self, aside: Path) -> None:
@@ -189,12 +188,25 @@ class Inbox(Layout):
         with self._anchored(priority) as lane:
             durable.remove_file(lane / name)
 
-    def finish_drops(self) -> None:
+    def finish_drops(self, left: set[str]) -> None:
         """After a crash: put drops that were being taken away back into inbox/.
 
-        What was accepted from them is recognised by its content and not run again.
+        What was accepted from them is recognised by its content and not run again.  Each is
+        tried alone: the claims of those that stay are added to `left`, and the claims that are
+        in it already are left alone.
         """
         for folder in sorted(self.claimed.iterdir()):
+            if claim_of(folder) in left:
+                continue
             if _ASIDE.match(folder.name):
-                for aside in folder.iterdir():
-                    self._put_back(aside)
+                with self.troubles.alone(folder, "put back into inbox/"):
+                    for aside in folder.iterdir():
+                        self._put_back(aside)
+                    durable.remove_empty_dir(folder)
+            elif _GONE.match(folder.name):
+                with self.troubles.alone(folder, "removed"):
+                    durable.remove_tree(folder)
+            else:
+                continue
+            if folder in self.troubles:
+                left.add(claim_of(folder))

@@ -5,9 +5,12 @@ after a crash in its middle.
 Invariant: the folder in which a job lies is its state (states.py).
 """
 
+import os
+
 from inbox_daemon.contract.states import Event, JobState, after
 from inbox_daemon.spool import durable
 from inbox_daemon.spool.outbox import Outbox
+from inbox_daemon.spool.troubles import STUCK
 
 
 class JobFolders(Outbox):
@@ -33,13 +36,18 @@ class JobFolders(Outbox):
         """Move the folder built in running/<id>/outbox to outbox/NAME; return its name.
 
         A folder that stands there, other than an empty one or the notice of a
-        refusal, is left alone and the results go beside it, with the id in the name.
+        refusal, or one that cannot be removed, is left alone and the results go beside it,
+        with the id in the name.
         """
         built = self.build_path(job_id)
         if not built.is_dir():
             return self.published_as(job_id, name) or name
         after(JobState.RUNNING, Event.PUBLISH)
-        self.clear_notice(name)
+        try:
+            self.clear_notice(name)
+        except OSError as error:  # another user's: it stays, as any other folder does
+            if error.errno not in STUCK:
+                raise
         try:
             durable.move(built, self.outbox / name)
         except FileExistsError:
@@ -48,8 +56,9 @@ class JobFolders(Outbox):
         return name
 
     def discard(self, job_id: str) -> None:
-        """Remove running/<id> of a job that was published."""
-        durable.remove_tree(self.running / job_id)
+        """Remove running/<id> of a job that was published; what cannot go stays for now."""
+        with self.troubles.alone(self.running / job_id, "removed"):
+            durable.remove_tree(self.running / job_id)
 
     def queued_ids(self) -> list[str]:
         """The ids of the queued jobs, oldest first."""
@@ -57,4 +66,5 @@ class JobFolders(Outbox):
 
     def running_ids(self) -> list[str]:
         """The ids of the jobs in running/, oldest first, leftovers included."""
-        return sorted(path.name for path in self.running.iterdir() if path.is_dir())
+        with os.scandir(self.running) as found:  # which looks at none of them
+            return sorted(entry.name for entry in found if entry.is_dir())

@@ -7,7 +7,9 @@ works on a spool at a time.
 
 import errno
 import os
+import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -15,6 +17,7 @@ import orjson
 from inbox_daemon.contract.errors import SpoolError
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.spool import durable
+from inbox_daemon.spool.troubles import Troubles
 
 FOLDERS = (
     "inbox",
@@ -47,6 +50,7 @@ class Layout:
         self.rejected = root / "rejected"
         self.quarantine = root / "quarantine"
         self.ledger = root / "ledger"
+        self.troubles = Troubles(root)
         self._lock: int | None = None
 
     def create(self) -> None:
@@ -205,9 +209,27 @@ class Layout:
         durable.move(path, target)
         return target
 
+    # -- removal --------------------------------------------------------------------
+
+    def remove_whole(self, paths: Sequence[Path]) -> None:
+        """Remove files and folders of the spool, all that they hold or nothing.
+
+        Raises OSError: something cannot be removed.
+        """
+        durable.remove_whole(paths, self.claimed / f"retained.{secrets.token_hex(8)}")
+
+    def removed_in_part(self) -> list[Path]:
+        """What `remove_whole` has taken out of sight and not removed, as after a crash."""
+        return sorted(self.claimed.glob("retained.*"))
+
     def quarantined(self) -> list[str]:
         """The names of what was set aside, in printable ASCII."""
         return sorted(ascii(path.name)[1:-1] for path in self.quarantine.iterdir())
+
+
+def claim_of(path: Path) -> str:
+    """The claim to which something in claimed/ belongs."""
+    return path.name[:26]
 
 
 def holder_of(lock_path: Path) -> str:

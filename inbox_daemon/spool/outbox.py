@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orjson
 
-from inbox_daemon.contract.names import OUTPUT, STATUS
+from inbox_daemon.contract.names import STATUS
 from inbox_daemon.spool import durable
 from inbox_daemon.spool.layout import Layout
 
@@ -32,15 +32,16 @@ class Outbox(Layout):
         """Return whether outbox/NAME is a job's folder that was not collected yet.
 
         A folder without output.jsonl is only a notice (a refusal, or the answer to
-        a re-delivery), an empty one was collected by a fetch that removes files.
+        a re-delivery), an empty one was collected by a fetch that removes files.  One that
+        cannot be read may hold anything.
         """
         folder = self.outbox / name
-        if (folder / OUTPUT).exists():
-            return True
         try:
             return any(entry.name != STATUS for entry in folder.iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:  # another user's, as likely as not: it is not ours to replace
+            return True
 
     def read_status(self, name: str) -> dict[str, object] | None:
         """outbox/NAME/status.json, None when it is missing or unreadable."""
@@ -96,16 +97,19 @@ class Outbox(Layout):
     def published_folders(self) -> Iterator[tuple[str, float, int]]:
         """Each folder of outbox/: its name, when it was published, its bytes."""
         for folder in sorted(self.outbox.iterdir()):
+            found = None
             # A reader that fetches it may remove it at any moment.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            gone = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+            with self.troubles.alone(folder, "looked at"), gone:
                 at = (folder / STATUS).lstat().st_mtime
-                if not folder.is_symlink():
-                    yield folder.name, at, sum(path.lstat().st_size for path in folder.iterdir())
+                size = sum(path.lstat().st_size for path in folder.iterdir())
+                found = None if folder.is_symlink() else (folder.name, at, size)
+            if found is not None:
+                yield found
 
     def remove_published(self, name: str) -> None:
-        """Remove a folder of outbox/: out of sight first, so that none is seen in part."""
-        aside = self.claimed / f"retained.{name}"
-        durable.remove_tree(aside)
-        with contextlib.suppress(FileNotFoundError):  # fetched away meanwhile
-            durable.move(self.outbox / name, aside)
-        durable.remove_tree(aside)
+        """Remove a folder of outbox/ with all that it holds, out of sight first, or leave it.
+
+        Raises OSError: something of it cannot be removed.
+        """
+        self.remove_whole([self.outbox / name])

@@ -5,6 +5,7 @@ Invariants: nothing in rejected/ is overwritten; a reason is written before its 
 moves, so that no file lies there unexplained.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import orjson
 
 from inbox_daemon.contract.states import Event, JobState, after
 from inbox_daemon.spool import durable
-from inbox_daemon.spool.layout import Layout
+from inbox_daemon.spool.layout import Layout, claim_of
 
 # A rejection that is being carried out, in claimed/, by the ULID of its claim.
 _NOTE = re.compile(r"[0-9A-Z]{26}\.reason\.json$")
@@ -61,28 +62,36 @@ class Rejections(Layout):
         note = self.claimed / f"{job_id}.reason.json"
         durable.move(note, self.rejected / f"{file.removesuffix('.jsonl')}.reason.json")
 
-    def finish_rejections(self, record: Callable[[bytes], None]) -> None:
+    def finish_rejections(self, record: Callable[[bytes], None]) -> set[str]:
         """After a crash: complete the rejections that were being carried out.
 
         A reason whose file is not with us is dropped: the next scan finds that again.
-        `record` takes each of the others, as in `reject`.
+        `record` takes each of the others, as in `reject`.  Each is tried alone: returns the
+        claims of those that stay.
         """
+        left = set()
         for note in sorted(self.claimed.iterdir()):
-            if not _NOTE.match(note.name):
-                continue
-            try:
-                file: str | None = str(orjson.loads(note.read_bytes())["file"])
-            except (orjson.JSONDecodeError, KeyError):  # the crash came before it was whole
-                file = None
-            job_id = note.name.removesuffix(".reason.json")
-            if file and self.claim_path(job_id).exists():
-                durable.move(self.claim_path(job_id), self.rejected / file)
-            if file and os.path.lexists(self.rejected / file):
-                durable.sync_dir(self.rejected)  # as an earlier attempt may not have come so far
-                record(note.read_bytes())
-                self._explain(job_id, file)
-            else:
-                durable.remove_file(note)
+            if _NOTE.match(note.name):
+                with self.troubles.alone(note, "moved to rejected/"):
+                    self._finish_rejection(note, record)
+                if note in self.troubles:
+                    left.add(claim_of(note))
+        return left
+
+    def _finish_rejection(self, note: Path, record: Callable[[bytes], None]) -> None:
+        try:
+            file: str | None = str(orjson.loads(note.read_bytes())["file"])
+        except (orjson.JSONDecodeError, KeyError):  # the crash came before it was whole
+            file = None
+        job_id = claim_of(note)
+        if file and self.claim_path(job_id).exists():
+            durable.move(self.claim_path(job_id), self.rejected / file)
+        if file and os.path.lexists(self.rejected / file):
+            durable.sync_dir(self.rejected)  # as an earlier attempt may not have come so far
+            record(note.read_bytes())
+            self._explain(job_id, file)
+        else:
+            durable.remove_file(note)
 
     def rejections(self) -> Iterator[tuple[list[str], float, int]]:
         """Each refusal in rejected/: its files' names, when, and the bytes that it takes.
@@ -91,15 +100,21 @@ class Rejections(Layout):
         """
         for reason in sorted(self.rejected.glob("*.reason.json")):
             stem = reason.name.removesuffix(".reason.json")
-            refused = (f"{stem}.jsonl", stem, reason.name)
-            names = [name for name in refused if os.path.lexists(self.rejected / name)]
-            size = sum((self.rejected / name).lstat().st_blocks * 512 for name in names)
-            yield names, reason.lstat().st_mtime, size
+            found = None
+            with self.troubles.alone(reason, "looked at"):
+                looks: dict[str, os.stat_result] = {}
+                for name in (f"{stem}.jsonl", stem, reason.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        looks[name] = (self.rejected / name).lstat()
+                size = sum(look.st_blocks * 512 for look in looks.values())
+                if reason.name in looks:
+                    found = list(looks), looks[reason.name].st_mtime, size
+            if found is not None:
+                yield found
 
     def remove_rejection(self, names: list[str]) -> None:
-        """Remove the files of one refusal, its reason last."""
-        for name in names:
-            if (self.rejected / name).is_dir() and not (self.rejected / name).is_symlink():
-                durable.remove_tree(self.rejected / name)
-            else:
-                durable.remove_file(self.rejected / name)
+        """Remove the files of one refusal, all of them or none.
+
+        Raises OSError: one cannot be removed.
+        """
+        self.remove_whole([self.rejected / name for name in names])

@@ -37,6 +37,7 @@ from inbox_daemon.contract.names import OUTPUT
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.engine.base import NoReply, Reply
 from inbox_daemon.gpu.governor import Governor
+from inbox_daemon.intake import loop
 from inbox_daemon.intake.watch import Watcher
 from inbox_daemon.jobs import commit
 from inbox_daemon.jobs.recovery import recover
@@ -326,7 +327,11 @@ class Flow:
 
     async def _retain(self) -> None:
         later = time.time() + 5 * DAY_S
-        await asyncio.to_thread(retention.retain, self.config, self.spool, self.ledger, later)
+        for _ in range(MAX_WAITS):  # as it does from time to time
+            await asyncio.to_thread(retention.retain, self.config, self.spool, self.ledger, later)
+            if not self.spool.troubles.words():
+                return
+        raise StuckError(self.spool.troubles.words())
 
 
 def _at_once() -> bool:
@@ -341,7 +346,7 @@ def run(base: Path) -> int:
     os.umask(0o027)
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING)
-    arrivals.BACKOFF_BASE_S = lifecycle.HELD_S = commit.FULL_PAUSE_S = 0.001
+    arrivals.BACKOFF_BASE_S = lifecycle.HELD_S = commit.FULL_PAUSE_S = loop.HELD_S = 0.001
     try:
         flow = Flow(base)
         try:

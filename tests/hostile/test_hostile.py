@@ -401,7 +401,7 @@ def test_a_drop_that_was_sent_again_during_a_crash_leaves_no_old_copy(
         signature = Signature.of(os.fstat(opened.fileno()))
     assert gatehouse.spool.take_out("job.jsonl", Priority.NORMAL, signature, "0" * 26)
     again = gatehouse.put(GOOD if same else OTHER)
-    gatehouse.spool.finish_drops()
+    gatehouse.spool.finish_drops(set())
     assert again.read_bytes() == (GOOD if same else OTHER)
     assert gatehouse.spool.quarantined() == ([] if same else ["job.jsonl"])
     assert names(gatehouse.spool.claimed) == set()

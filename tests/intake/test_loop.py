@@ -16,6 +16,7 @@ from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.json_schemas import json_schema
 from inbox_daemon.contract.names import Order
 from inbox_daemon.contract.states import Priority
+from inbox_daemon.intake import loop
 from inbox_daemon.intake.admission import Answer
 from inbox_daemon.intake.control import Command, Controller
 from inbox_daemon.intake.loop import MAX_WAITING, Intake
@@ -648,6 +649,7 @@ async def test_a_full_disk_in_the_middle_of_an_answer_is_a_wait(
     content: bytes,
 ) -> None:
     """Whichever step of it fails, the drop waits, and is answered once when there is room."""
+    monkeypatch.setattr(loop, "HELD_S", 0.0)
     desk = make(intake={"settle_s": 1e-6})
     intake, room = intake_of(desk), True
     real = getattr(durable, step)

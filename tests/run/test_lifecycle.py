@@ -17,6 +17,7 @@ from inbox_daemon.engine.base import EngineState
 from inbox_daemon.jobs import commit
 from inbox_daemon.jobs.clock import CheckedClock
 from inbox_daemon.publish.folder import publish
+from inbox_daemon.publish.retention import retain
 from inbox_daemon.run import lifecycle
 from inbox_daemon.spool import durable
 from run_checks import Make, ids, prove
@@ -311,9 +312,8 @@ async def test_an_error_of_the_disk_is_a_wait_and_no_end(
 async def test_a_job_that_was_shown_is_never_damaged(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where its own folder cannot be removed after the move, that alone is tried again."""
-    monkeypatch.setattr(lifecycle, "HELD_S", 0.005)
-    bench, failures = make(), 3
+    """Where its own folder cannot be removed after the move, retention tries that again."""
+    bench, failures = make(), 2
     job_id = bench.add(line("a"))
     room_for(bench, 200_000)
     remove = durable.remove_tree
@@ -328,9 +328,13 @@ async def test_a_job_that_was_shown_is_never_damaged(
 
     monkeypatch.setattr(durable, "remove_tree", fail)
     await bench.finish()
-    assert failures == 0
     assert bench.published == ["job"]
     assert names(bench.spool.quarantine) == set()
+    for left in ({job_id}, set()):
+        retain(bench.config, bench.spool, bench.ledger, 0.0)
+        assert names(bench.spool.running) == left
+        assert bool(bench.spool.troubles.words()) is bool(left)
+    assert failures == 0
     prove(bench)
 
 
@@ -450,6 +454,7 @@ async def test_a_full_disk_holds_a_commit_up_and_loses_nothing(
         real(fd, data, offset)
 
     monkeypatch.setattr(durable, "write_at", write)
+    monkeypatch.setattr(bench.spool, "free", lambda: (0 if failures else 1 << 40, 1 << 40))
     seen = set[HindranceCode | None]()
     async with bench.running():
 

@@ -283,3 +283,38 @@ def test_no_lease_on_what_is_no_file() -> None:
     assert durable.has_writer(read) is None
     os.close(read)
     os.close(write)
+
+
+def test_what_is_removed_whole_is_gone_with_all_that_it_holds(tmp_path: Path) -> None:
+    """Files and folders; one that is not there is no error."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    (tmp_path / "c").touch()
+    paths = [tmp_path / name for name in ("a", "gone", "c")]
+    durable.remove_whole(paths, tmp_path / "aside")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_what_cannot_be_removed_whole_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Whichever of it may not be moved, nothing has gone."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("a/1", "a/b/2", "c"):
+        (tmp_path / name).write_text(name)
+    before = sorted(tmp_path.rglob("*"))
+    real, calls = durable.rename_noreplace, 0
+
+    def rename(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        real(source, target)
+
+    monkeypatch.setattr(durable, "rename_noreplace", rename)
+    with pytest.raises(PermissionError):
+        durable.remove_whole([tmp_path / "a", tmp_path / "c"], tmp_path / "aside")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "a" / "b" / "2").read_text() == "a/b/2"
