@@ -442,10 +442,12 @@ class Admission:
             notice = job_documents.pretty(job_documents.refused_status(why, requests))
             try:
                 self.spool.put_notice(stem, notice)
-            except OSError as error:  # its reason in rejected/ says the same
-                if error.errno not in STUCK:
+            except OSError as error:
+                # Another user's folder keeps it out; the reason in rejected/ says the same.
+                folder = self.spool.outbox / stem
+                if error.errno not in STUCK or not os.path.lexists(folder):
                     raise
-                self.spool.troubles.note(self.spool.outbox / stem, "replaced", error)
+                self.spool.troubles.note(folder, "replaced", error)
 
     def _file_refusal(self, why: Refusal, target: str, source: Path) -> None:
         """Move a refused file and its reason to rejected/, with the ended event."""

@@ -61,10 +61,15 @@ class Outbox(Layout):
             return True
         built = self.claimed / f"notice.{name}"
         durable.remove_tree(built)
-        durable.make_dir(built)
-        durable.write_file(built / STATUS, document)
-        self.share(built)
-        durable.move(built, folder)
+        try:
+            durable.make_dir(built)
+            durable.write_file(built / STATUS, document)
+            self.share(built)
+            durable.move(built, folder)
+        except OSError:
+            with contextlib.suppress(OSError):
+                durable.remove_tree(built)
+            raise
         return True
 
     def share(self, folder: Path) -> None:

@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +16,13 @@ from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.json_schemas import json_schema
 from inbox_daemon.contract.names import Order
 from inbox_daemon.contract.states import Priority
-from inbox_daemon.intake import loop
+from inbox_daemon.intake import admission, loop
 from inbox_daemon.intake.admission import Answer
 from inbox_daemon.intake.control import Command, Controller
 from inbox_daemon.intake.loop import MAX_WAITING, Intake
 from inbox_daemon.request.validation import Served
 from inbox_daemon.spool import Spool, durable
-from inbox_daemon.spool.entries import scan
+from inbox_daemon.spool.entries import Identity, Kind, Scan, scan
 from miniature import Miniature
 from spool_files import names
 
@@ -642,13 +642,15 @@ async def test_an_inbox_that_was_removed_is_made_again(make: Any) -> None:  # no
 
 @pytest.mark.parametrize("step", ["write_file", "make_dir", "move", "sync_dir"])
 @pytest.mark.parametrize("content", [GOOD, BAD], ids=["good", "bad"])
-async def test_a_full_disk_in_the_middle_of_an_answer_is_a_wait(
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
+async def test_an_error_in_the_middle_of_an_answer_is_a_wait(
     make: Any,  # noqa: ANN401 - a factory
     monkeypatch: pytest.MonkeyPatch,
     step: str,
     content: bytes,
+    number: int,
 ) -> None:
-    """Whichever step of it fails, the drop waits, and is answered once when there is room."""
+    """Whichever step of it fails, the drop waits, and is answered once when the error is over."""
     monkeypatch.setattr(loop, "HELD_S", 0.0)
     desk = make(intake={"settle_s": 1e-6})
     intake, room = intake_of(desk), True
@@ -656,10 +658,12 @@ async def test_a_full_disk_in_the_middle_of_an_answer_is_a_wait(
 
     def fail(*parts: Any, **named: Any) -> object:  # noqa: ANN401 - as the call takes them
         if not room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(number, os.strerror(number))
         return real(*parts, **named)
 
     monkeypatch.setattr(durable, step, fail)
+    monkeypatch.setattr(admission, "_STUCK_S", 0.0)
+    monkeypatch.setattr(admission, "_STUCK_MAX_S", 0.0)
     watcher = cast("Any", DeafWatcher())
     desk.drop(content)
     room, held = False, list[str | None]()
@@ -676,7 +680,7 @@ async def test_a_full_disk_in_the_middle_of_an_answer_is_a_wait(
     else:
         assert list(desk.reasons()) == ["job.reason.json"]
         assert desk.status()["status"] == "failed"
-    assert any(words and "disk" in words for words in held) or step not in USED[content]
+    assert any(held) or step not in USED[content]
 
 
 # The steps that an answer takes, but for its copy, which is another call.
@@ -705,3 +709,75 @@ async def test_nothing_is_obeyed_or_refused_while_the_disk_is_full(make: Any) ->
     assert await turn(intake, 3) == []
     assert cast("Any", intake.controller).given == [Command("job", Order.CANCEL)]
     assert names(desk.spool.rejected) >= {"no_name.jsonl", "no_name.reason.json"}
+
+
+async def test_a_file_that_cannot_be_looked_at_waits_alone(
+    make: Any,  # noqa: ANN401 - a factory
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others of its folder are taken."""
+    desk = make(intake={"settle_s": 1e-6})
+    intake = intake_of(desk)
+    desk.drop(name="bad")
+    desk.drop(OTHER, name="good")
+    found = [
+        entry._replace(kind=Kind.UNKNOWN) if entry.name == "bad.jsonl" else entry
+        for entry in scan(desk.spool.inbox).entries
+    ]
+    waiting: list[Any] = []
+    for _ in range(2):
+        waiting.clear()
+        await intake._answer_all(Scan(Identity(0, 0), found), Priority.NORMAL, waiting)
+    assert [(drop.name, drop.why) for drop in waiting] == [
+        ("bad.jsonl", "it cannot be looked at: look at the disk")
+    ]
+    assert [entry.record.name for entry in desk.queue.entries.values()] == ["good"]
+
+
+async def test_an_order_that_stays_is_removed_once_it_can_be(
+    make: Any,  # noqa: ANN401 - a factory
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is obeyed once, and tried again by itself."""
+    desk = make(intake={"settle_s": 1e-6})
+    intake = intake_of(desk)
+    (desk.spool.inbox / "job.cancel").touch()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "remove_file", fail)
+        assert await turn(intake, 3) == ["job.cancel"]
+    assert await turn(intake, 1) == []
+    assert len(cast("Any", intake.controller).given) == 1
+    assert_idle(desk.spool)
+
+
+def test_a_taken_drop_that_stays_is_removed_once_it_can_be(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job is queued at once, and the file is not read again to be removed."""
+    desk.drop()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(admission, "_STUCK_S", 0.0)
+        patch.setattr(durable, "rename_noreplace", moves_claims_only(durable.rename_noreplace))
+        assert desk.take().queued is not None
+    monkeypatch.setattr(desk.spool, "claim", fail)
+    assert desk.take() == Answer()
+    assert_idle(desk.spool)
+
+
+def moves_claims_only(real: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    """A rename that leaves everything in inbox/ where it is."""
+
+    def rename(source: Path, target: Path) -> None:
+        if target.parent.suffix == ".drop":
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        real(source, target)
+
+    return rename

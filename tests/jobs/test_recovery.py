@@ -1,9 +1,12 @@
 """Recovery: whatever a crash left, the next start goes on to the same end."""
 
+import errno
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import orjson
 import pytest
@@ -17,7 +20,7 @@ from inbox_daemon.contract.records import Checkpoint, Ended, OutcomeAt, Progress
 from inbox_daemon.contract.states import Outcome
 from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
-from inbox_daemon.spool import Spool
+from inbox_daemon.spool import Spool, durable
 from miniature import Miniature, life
 from spool_files import names
 
@@ -195,6 +198,59 @@ def test_one_damaged_job_does_not_stop_the_others(spool: Spool) -> None:
     (spool.queued / f"{OTHER}.jsonl").write_bytes(GOOD)
     assert recovered(spool, accepted=(OTHER,)) == [OTHER]
     assert names(spool.quarantine) == {JOB_ID}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES])
+def test_a_job_that_can_be_neither_opened_nor_set_aside_waits(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The start goes on, the others are taken up, and the job is tried again as a queued one."""
+    for job_id in JOB_ID, OTHER:
+        (spool.running / job_id).mkdir()
+        (spool.running / job_id / "input.jsonl").write_bytes(GOOD)
+    real, move = os.open, durable.move
+
+    def fail(path: object, *words: Any, **more: Any) -> int:  # noqa: ANN401 - as os.open takes them
+        if f"{JOB_ID}/input" in str(path):
+            raise OSError(number, os.strerror(number))
+        return real(path, *words, **more)  # type: ignore[arg-type]
+
+    def keep(source: Path, target: Path) -> None:
+        if source.name == JOB_ID:
+            raise OSError(number, os.strerror(number))
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        patch.setattr(durable, "move", keep)
+        assert recovered(spool, accepted=(JOB_ID, OTHER)) == [JOB_ID, OTHER]
+    assert names(spool.running) == {JOB_ID, OTHER}
+    assert endings(spool) == []
+    assert recovered(spool) == [JOB_ID, OTHER]
+
+
+def test_each_leftover_is_tried_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be moved or removed stays, is named, and goes at a later start."""
+    kept = (spool.claimed / f"{JOB_ID}.jsonl", spool.claimed / "junk", spool.queued / "x.jsonl")
+    gone = (spool.claimed / f"{OTHER}.jsonl", spool.claimed / "other", spool.queued / "y.jsonl")
+    for path in (*kept, *gone):
+        path.write_bytes(GOOD)
+    remove, move = durable.remove_file, durable.move
+
+    def keep(path: Path, *others: Path) -> None:
+        if path in kept:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        (move if others else remove)(path, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "remove_file", keep)
+        patch.setattr(durable, "move", keep)
+        assert recovered(spool) == []
+    assert [path.exists() for path in (*kept, *gone)] == [True] * 3 + [False] * 3
+    assert len(spool.troubles.words()) == len(kept)
+    assert recovered(spool) == []
+    assert [path.exists() for path in kept] == [False] * 3
+    assert spool.troubles.words() == ()
 
 
 @pytest.mark.parametrize("content", [GOOD[: len(GOOD) // 2], b"", b"\n\n\n"])

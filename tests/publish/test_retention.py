@@ -1,5 +1,6 @@
 """Retention: only what has ended goes, the oldest first, and never more than is asked for."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from ulid import ULID
 from builders import JOB_ID, config, dead_letter, job_record, request
 from inbox_daemon.contract.records import Checkpoint, Progress
 from inbox_daemon.publish.retention import Kept, retain, surplus
+from inbox_daemon.spool import durable
 from miniature import Miniature
 from spool_files import names
 
@@ -222,3 +224,42 @@ def test_a_sender_that_collects_meanwhile_is_no_error(
     monkeypatch.setattr(daemon.spool, "published_folders", lambda: iter(folders))
     keep(daemon, NOW, outbox_days=5)
     assert names(daemon.spool.outbox) == set()
+
+
+def test_what_cannot_be_removed_stays_whole_and_the_rest_goes(
+    daemon: Miniature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file that may not be moved keeps its folder, or its refusal, until it may."""
+    old, rename = NOW - 10 * DAY, durable.rename_noreplace
+    for name in ("a", "b"):
+        finish(daemon, name, old)
+        (daemon.spool.inbox / f"bad-{name}.jsonl").write_bytes(b"nope\n")
+        daemon.take_drops()
+        os.utime(daemon.spool.rejected / f"bad-{name}.reason.json", (old, old))
+    folder = daemon.spool.outbox / "a"
+    kept = [folder / "output.jsonl", daemon.spool.rejected / "bad-a.reason.json"]
+    fixed = {path.stat().st_ino for path in kept}
+
+    def fail(source: Path, target: Path) -> None:
+        if source.lstat().st_ino in fixed:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        rename(source, target)
+
+    monkeypatch.setattr(durable, "rename_noreplace", fail)
+    for gone in (3, 0):  # with the record of the job that is gone
+        assert keep(daemon, NOW, outbox_days=5, rejected_days=5) == gone
+        assert names(daemon.spool.outbox) == {"a", "bad-a", "bad-b"}
+        assert names(folder) == {"output.jsonl", "status.json"}
+        assert names(daemon.spool.rejected) == {"bad-a.jsonl", "bad-a.reason.json"}
+        assert names(daemon.spool.claimed) == set()
+        assert len(daemon.spool.troubles.words()) == len(kept)
+    fixed.clear()
+    assert keep(daemon, NOW, outbox_days=5, rejected_days=5) == 3
+    assert daemon.spool.troubles.words() == ()
+
+
+def test_what_a_crash_left_of_a_removal_goes(daemon: Miniature) -> None:
+    """It was chosen to go, and is out of sight already."""
+    (daemon.spool.claimed / "retained.0" / "0").mkdir(parents=True)
+    keep(daemon, NOW)
+    assert names(daemon.spool.claimed) == set()

@@ -102,6 +102,7 @@ STATES = {
     C.SERVER_REFUSES: "error",
     C.ENGINE_DOUBTED: "error",
     C.BISECTION: "processing",
+    C.ENGINE_UNPROVEN: "processing",
     C.ENGINE_LOST: "processing",
 }
 
@@ -129,7 +130,7 @@ def test_a_trial_between_two_pauses_is_still_trouble() -> None:
     assert (state, hindrance) == ("error", Hindrance(C.SERVER_REFUSES, "it answers 401"))
 
 
-@pytest.mark.parametrize("code", sorted(set(C) - {C.BISECTION, C.ENGINE_LOST}))
+@pytest.mark.parametrize("code", sorted(set(C) - {C.BISECTION, C.ENGINE_LOST, C.ENGINE_UNPROVEN}))
 def test_work_with_a_reason_to_wait_is_no_work(code: HindranceCode) -> None:
     """The watchdog counts only what could go on: not what waits for something known."""
     assert not health.at_work(facts())
@@ -138,7 +139,7 @@ def test_work_with_a_reason_to_wait_is_no_work(code: HindranceCode) -> None:
     assert not health.at_work(facts(queue=WORK, run=hindered(code)))
 
 
-@pytest.mark.parametrize("code", [C.BISECTION, C.ENGINE_LOST])
+@pytest.mark.parametrize("code", [C.BISECTION, C.ENGINE_LOST, C.ENGINE_UNPROVEN])
 def test_a_bisection_is_work(code: HindranceCode) -> None:
     """Suspects run one group after the other; one that never ends is a hang."""
     assert health.at_work(facts(queue=WORK, run=hindered(code)))

@@ -11,6 +11,7 @@ import pytest
 
 from builders import JOB_ID
 from fake_time import DAY, NOW, FakeTime
+from inbox_daemon.contract.errors import DamagedJobError
 from inbox_daemon.contract.hindrances import HindranceCode
 from inbox_daemon.contract.records import DeadReason, JobRecord
 from inbox_daemon.engine.base import EngineState
@@ -466,6 +467,83 @@ async def test_a_full_disk_holds_a_commit_up_and_loses_nothing(
         await bench.until(over)
     assert HindranceCode.DISK_SHORT in seen
     prove(bench)
+
+
+def fill_file_of(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench, job_id: str, error: int
+) -> list[str]:
+    """Let one job's results.part take nothing until the returned list is cleared."""
+    monkeypatch.setattr(commit, "FULL_PAUSE_S", 0.002)
+    real, full = durable.write_at, [job_id]
+
+    def write(fd: int, data: bytes, offset: int) -> None:
+        if any(name in os.readlink(f"/proc/self/fd/{fd}") for name in full):  # noqa: PTH115 - short
+            raise OSError(error, os.strerror(error))
+        real(fd, data, offset)
+
+    monkeypatch.setattr(durable, "write_at", write)
+    room_for(bench, 1 << 40)
+    return full
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_quota_of_one_job_holds_no_other_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Its results wait in memory with the reason, nothing more of it is sent, and none is lost."""
+    bench = make(window=4, chunk=4)
+    job_id = bench.add(*map(line, ids(40)), name="full", number=1)
+    full = fill_file_of(monkeypatch, bench, job_id, error)
+    async with bench.running():
+        await bench.until(lambda: waits(bench))
+        bench.add(*(line(f"o{n}") for n in range(40)), name="other", number=2)
+        await bench.until(lambda: bench.published == ["other"])
+        assert "the results of full wait in memory" in waits(bench)[0]
+        found = bench.runner.hindrance()
+        assert found is not None
+        assert found.code is HindranceCode.JOBS_HELD
+        assert len([name for name in bench.engine.sent if name.startswith("r")]) <= 8
+        full.clear()
+        await bench.until(lambda: not bench.queue.entries)
+        assert waits(bench) == []
+    assert sorted(bench.engine.sent) == sorted(ids(40) + [f"o{n}" for n in range(40)])
+    prove(bench, "full")
+    prove(bench, "other")
+
+
+async def test_a_stop_does_not_wait_for_a_quota(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written is dropped, and runs again at the next start."""
+    bench = make()
+    job_id = bench.add(*map(line, ids(5)))
+    full = fill_file_of(monkeypatch, bench, job_id, errno.EDQUOT)
+    async with bench.running() as task:
+        await bench.until(lambda: waits(bench))
+        await bench.runner.drain(0)
+        await bench.until(task.done)
+    await bench.crash()
+    full.clear()
+    again = make()
+    await again.finish()
+    assert again.ids() == ids(5)
+    prove(again)
+
+
+async def test_a_damaged_job_whose_results_wait_is_given_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is set aside, although what waits is never written."""
+    bench = make()
+    job_id = bench.add(*map(line, ids(5)))
+    fill_file_of(monkeypatch, bench, job_id, errno.EDQUOT)
+    async with bench.running():
+        await bench.until(lambda: waits(bench))
+        run = bench.queue.run_of(job_id)
+        assert run is not None
+        run.damage = DamagedJobError("file_unusable", "its input cannot be read")
+        await bench.until(lambda: not bench.queue.entries)
+    assert names(bench.spool.quarantine) == {job_id}
 
 
 @pytest.mark.parametrize("step", ["make_dir", "rename_noreplace", "sync_dir"])
