@@ -19,7 +19,7 @@ from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake.admission import Admission, Answer, Claim
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.request.line import with_model
-from inbox_daemon.spool import Spool
+from inbox_daemon.spool import Spool, durable
 
 _MAX_BASE = 100
 
@@ -102,7 +102,7 @@ class Redriver:
         taken = {record.name for record in self.ledger.jobs()}
         number = 1
         while f"{base}.redrive-{number}" in taken or (
-            (self.spool.outbox / (f"{base}.redrive-{number}")).exists()
+            durable.exists(self.spool.outbox / f"{base}.redrive-{number}")
         ):
             number += 1
         return f"{base}.redrive-{number}"

@@ -42,7 +42,7 @@ def recover(
     for path in spool.leftover_claims():
         if claim_of(path) not in left:
             with spool.troubles.alone(path, "removed"):
-                if path.is_dir():
+                if durable.is_folder(path):
                     durable.remove_tree(path)
                 else:
                     durable.remove_file(path)
@@ -82,7 +82,7 @@ def settle_claims(spool: Spool, ledger: Ledger) -> set[str]:
     for path in spool.leftover_claims():  # their drops still lie in inbox/
         if path.suffix == JOB_SUFFIX and path.stem not in left:
             with spool.troubles.alone(path, "removed"):
-                if not path.is_dir():
+                if not durable.is_folder(path):
                     ledger.forget(path.stem)
                     durable.remove_file(path)
             if path in spool.troubles:
@@ -113,7 +113,7 @@ def _recover_running(
         _set_aside(job_id, spool)
         return
     try:
-        if not spool.input_path(job_id).exists():
+        if not durable.exists(spool.input_path(job_id)):
             _set_aside(job_id, spool)
             return
         try:

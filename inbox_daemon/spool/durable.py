@@ -34,6 +34,29 @@ _FLOCK = struct.Struct("hhqqi4x")  # fcntl.h: struct flock
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def exists(path: Path) -> bool:
+    """Return whether something stands at a path, be it a link.
+
+    Raises OSError: that cannot be known; `Path.exists` says no then, from Python 3.14 on.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path leads to a folder.
+
+    Raises OSError: that cannot be known; `Path.is_dir` says no then, from Python 3.14 on.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def sync_dir(path: Path) -> None:
     """Make the folder's entries last: a new name is lost in a power cut without it."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -176,7 +199,7 @@ def remove_file(path: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder with all that it holds and make that last."""
-    if not path.is_dir():
+    if not is_folder(path):
         return
     shutil.rmtree(path)
     sync_dir(path.parent)

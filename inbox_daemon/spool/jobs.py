@@ -25,7 +25,7 @@ class JobFolders(Outbox):
         """Move a queued job to running/<id>/; may be repeated after an error in its middle."""
         durable.make_dir(self.running / job_id)
         source, target = self.queued / f"{job_id}.jsonl", self.input_path(job_id)
-        if target.exists() and not source.exists():
+        if durable.exists(target) and not durable.exists(source):
             durable.sync_dir(target.parent)
             durable.sync_dir(source.parent)
         else:
@@ -40,7 +40,7 @@ class JobFolders(Outbox):
         with the id in the name.
         """
         built = self.build_path(job_id)
-        if not built.is_dir():
+        if not durable.is_folder(built):
             return self.published_as(job_id, name) or name
         after(JobState.RUNNING, Event.PUBLISH)
         try:

@@ -203,7 +203,7 @@ class Layout:
         """Move what cannot be understood to quarantine/; return where it is now."""
         target = self.quarantine / path.name
         number = 1
-        while os.path.lexists(target):
+        while durable.exists(target):
             number += 1
             target = self.quarantine / f"{path.name}.{number}"
         durable.move(path, target)

@@ -6,7 +6,6 @@ status.json) may be replaced by its newer self and gives way to results.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +53,7 @@ class Outbox(Layout):
     def put_notice(self, name: str, document: bytes) -> bool:
         """Show a job's status in outbox/NAME; False where results or anything else lie."""
         folder = self.outbox / name
-        if self.holds_results(name) or (os.path.lexists(folder) and not folder.is_dir()):
+        if self.holds_results(name) or (durable.exists(folder) and not durable.is_folder(folder)):
             return False
         with contextlib.suppress(FileNotFoundError):  # it may be collected at any moment
             durable.replace_file(folder / STATUS, document, self.claimed)
@@ -82,7 +81,7 @@ class Outbox(Layout):
     def clear_notice(self, name: str) -> None:
         """Remove outbox/NAME when it is only a notice, or empty."""
         folder = self.outbox / name
-        if folder.is_dir() and not self.holds_results(name):
+        if durable.is_folder(folder) and not self.holds_results(name):
             durable.remove_file(folder / STATUS)
             durable.remove_empty_dir(folder)
 

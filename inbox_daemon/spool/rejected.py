@@ -27,7 +27,7 @@ class Rejections(Layout):
     def rejected_as(self, stem: str, suffix: str, job_id: str) -> str:
         """The file stem under which a rejection of `stem` will lie, taken by none yet."""
         taken = [f"{stem}{suffix}", f"{stem}.reason.json"]
-        if any(os.path.lexists(self.rejected / name) for name in taken):
+        if any(durable.exists(self.rejected / name) for name in taken):
             return f"{stem}.{job_id}"
         return stem
 
@@ -84,9 +84,9 @@ class Rejections(Layout):
         except (orjson.JSONDecodeError, KeyError):  # the crash came before it was whole
             file = None
         job_id = claim_of(note)
-        if file and self.claim_path(job_id).exists():
+        if file and durable.exists(self.claim_path(job_id)):
             durable.move(self.claim_path(job_id), self.rejected / file)
-        if file and os.path.lexists(self.rejected / file):
+        if file and durable.exists(self.rejected / file):
             durable.sync_dir(self.rejected)  # as an earlier attempt may not have come so far
             record(note.read_bytes())
             self._explain(job_id, file)

@@ -318,3 +318,32 @@ def test_what_cannot_be_removed_whole_is_as_it_was(
         durable.remove_whole([tmp_path / "a", tmp_path / "c"], tmp_path / "aside")
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "a" / "b" / "2").read_text() == "a/b/2"
+
+
+def test_what_stands_at_a_path_is_known_or_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails is no empty place."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert [durable.exists(tmp_path / name) for name in ("file", "link", "no", "file/no")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [durable.is_folder(tmp_path / name) for name in ("", "file", "no")] == [
+        True,
+        False,
+        False,
+    ]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        patch.setattr(os, "lstat", fail)
+        for look in (durable.exists, durable.is_folder):
+            with pytest.raises(OSError):
+                look(tmp_path / "file")
