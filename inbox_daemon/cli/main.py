@@ -7,6 +7,8 @@ Exit status: 0 done · 1 refused, unhealthy or not found · 2 wrong usage, confi
 or environment · 3 finished, but some requests ended as dead letters.
 """
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -285,4 +287,8 @@ def compact(config: ConfigOption = None, spool: SpoolOption = None) -> None:
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is shown escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

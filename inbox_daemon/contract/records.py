@@ -48,7 +48,8 @@ class JobRecord(Record):
     more; `outbox` names the folder that holds its results; `lines_sha256` proves
     which line has which custom_id (request/line.py: LinesDigest).  `model` is the one that
     it is bound to, whatever its lines name, None while none is known; `earlier_models` are
-    those that it was bound to before its owner bound it to another.
+    those that it was bound to before its owner bound it to another.  `arrived_at` is when its
+    file came into inbox/, where it may have waited for room.
     """
 
     id: str
@@ -60,6 +61,7 @@ class JobRecord(Record):
     model: str | None
     earlier_models: list[str] = []
     created_at: float
+    arrived_at: float | None = None
     lines_sha256: str = ""
     invalid: int = 0
     priority: Priority = Priority.NORMAL

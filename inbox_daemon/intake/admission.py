@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 from pydantic import ValidationError
@@ -27,10 +28,11 @@ from inbox_daemon.contract.names import (
     escape,
     is_control_name,
     is_job_name,
+    is_sidecar,
     safe_stem,
     sidecars_of,
 )
-from inbox_daemon.contract.records import DeadLetter, JobRecord
+from inbox_daemon.contract.records import DeadLetter, Ended, JobRecord
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake import gate
 from inbox_daemon.intake.gate import Pass, Refuse, Wait
@@ -56,6 +58,13 @@ class Answer:
     rejected: Refusal | None = None
     redelivered: JobRecord | None = None
     wait: Wait | None = None
+
+
+class Settled(NamedTuple):
+    """The answers that an error had interrupted: the jobs that were queued, and the refusals."""
+
+    queued: list[JobRecord]
+    rejected: list[Ended]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,20 +206,20 @@ class Admission:
         """Refuse a file that was never claimed; raises as `answer`."""
         return self.carry_out(RejectDrop(entry, priority, fault))
 
-    def settle(self) -> list[JobRecord]:
-        """Finish or undo what an error has interrupted; return the jobs that this queued.
+    def settle(self) -> Settled:
+        """Finish or undo what an error has interrupted; return what came of it.
 
         What cannot be settled yet stays, and is tried again by the next call.
         Raises as `answer`; OSError: one of the spool's own folders cannot be read.
         """
-        left = recovery.settle_claims(self.spool, self.ledger)
-        queued: list[JobRecord] = []
+        queued, rejected = list[JobRecord](), list[Ended]()
+        left = recovery.settle_claims(self.spool, self.ledger, rejected.append)
         with self.spool.troubles.alone(self.spool.queued, "made to last"):
             durable.sync_dir(self.spool.queued)
             ids = [i for i in self.spool.queued_ids() if i not in self.queue.entries]
             queued += [record for record in map(self.ledger.job, ids) if record is not None]
             self.unsettled = bool(left)
-        return queued
+        return Settled(queued, rejected)
 
     def forget_others(self, priority: Priority, names: set[str]) -> None:
         """Forget what is known of files of a lane that lie there no more."""
@@ -298,6 +307,8 @@ class Admission:
             return JobOptions()
         content = gate.read_small(self.spool, claim.job + OPTIONS_SUFFIX, claim.priority)
         if content is None:
+            content = self.spool.kept_options(claim.job, claim.sha256)
+        if content is None:
             return JobOptions()
         try:
             return JobOptions.model_validate(orjson.loads(content))
@@ -348,6 +359,7 @@ class Admission:
             endpoint=found.endpoint,
             model=found.model,
             created_at=now,
+            arrived_at=None if claim.signature is None else now - _waited_s(claim.signature),
             lines_sha256=found.digest.hexdigest(),
             invalid=len(found.invalid),
             priority=claim.priority,
@@ -399,6 +411,8 @@ class Admission:
             file=target,
         )
         if claim.signature is not None:
+            if why.retryable:
+                self._keep_options(claim, target)
             # The drop first: a crash puts it back, or it would be refused a second time.
             key, sidecars = (claim.priority, claim.name), sidecars_of(claim.name)
             try:
@@ -414,11 +428,20 @@ class Admission:
         self._file_refusal(why, target, self.spool.claim_path(claim.job_id))
         return Answer(rejected=why)
 
+    def _keep_options(self, claim: Claim, target: str) -> None:
+        """Keep the options of a job that is refused for now: they are its delivery's."""
+        options = gate.read_small(self.spool, claim.job + OPTIONS_SUFFIX, claim.priority)
+        options = options or self.spool.kept_options(claim.job, claim.sha256)
+        if options is not None:
+            self.spool.keep_options(target, options)
+
     def _reject_drop(self, decision: RejectDrop) -> Answer:
         """One that is gone, or was replaced since it was looked at, is left to the next scan."""
         entry, priority, fault = decision.entry, decision.priority, decision.fault
         job_id, name = str(ULID()), entry.name
-        sidecars = () if is_control_name(name) else sidecars_of(name)
+        # An order or a sidecar lies in rejected/ under its own name, and speaks of no job's end.
+        job = not (is_control_name(name) or is_sidecar(name))
+        sidecars = sidecars_of(name) if job else ()
         try:
             source = self.spool.take_out(name, priority, entry.signature, job_id, sidecars)
         except OSError as error:
@@ -427,7 +450,7 @@ class Admission:
         if source is None:
             return Answer(wait=Wait("it has just changed"))
         stem = safe_stem(name)
-        suffix = "" if is_control_name(name) else JOB_SUFFIX
+        suffix = JOB_SUFFIX if job else ""
         target = self.spool.rejected_as(stem, suffix, job_id) + suffix
         shown = name.removesuffix(JOB_SUFFIX) if is_job_name(name) else escape(name)
         why = job_documents.reason(job_id, shown, [fault], time.time(), file=target)
@@ -437,8 +460,12 @@ class Admission:
         return Answer(rejected=why)
 
     def _show_refusal(self, why: Refusal, stem: str, requests: int) -> None:
-        """Put the refusal where the web app looks, unless a job of that name is there."""
-        if self.queue.named(stem) is None:
+        """Put the refusal where the web app looks, unless a job of that name is there.
+
+        One whose name had to be cleaned does not take the place of another's.
+        """
+        taken = why.name != stem and durable.exists(self.spool.outbox / stem)
+        if self.queue.named(stem) is None and not taken:
             notice = job_documents.pretty(job_documents.refused_status(why, requests))
             try:
                 self.spool.put_notice(stem, notice)
@@ -483,3 +510,8 @@ class Admission:
         until = time.monotonic() + pause_s
         self._stuck[key] = _Stuck(signature, why, until, pause_s, answered)
         return Wait(why)
+
+
+def _waited_s(signature: Signature) -> float:
+    """How long a drop has lain in inbox/, by the disk's time and the one that it goes by."""
+    return max(time.time() - signature.ctime_ns / 1e9, 0.0)

@@ -14,13 +14,23 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from inbox_daemon.contract import job_documents, limits
 from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.documents import Fault
 from inbox_daemon.contract.facts import IntakeFacts
 from inbox_daemon.contract.health_documents import WaitingDrop
-from inbox_daemon.contract.names import escape, is_control_name, is_sidecar, job_of_sidecar
+from inbox_daemon.contract.names import (
+    ALL,
+    JOB_SUFFIX,
+    Order,
+    escape,
+    is_control_name,
+    is_job_name,
+    is_sidecar,
+    job_of_sidecar,
+)
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake import control, gate
 from inbox_daemon.intake.admission import Admission, Answer
@@ -50,6 +60,15 @@ HELD_S = 5.0
 _FULL = "the disk is full"
 
 
+class Found(NamedTuple):
+    """One entry of a lane, as the scan found it; `quiet_s` is for how long it has not changed."""
+
+    lane: Priority
+    entry: DirEntry
+    settled: bool
+    quiet_s: float
+
+
 @dataclass(slots=True)
 class Intake:
     """The loop, and what it shows of itself."""
@@ -69,6 +88,8 @@ class Intake:
     turned_at: float = field(default_factory=time.monotonic)
     _settling: dict[Priority, Settling] = field(init=False)
     _rota: dict[Priority, Rota] = field(init=False)
+    # What the newest scan found.
+    _found: list[Found] = field(default_factory=list)
     _hinted: bool = False
     _obeyed: dict[tuple[Priority, str], Signature] = field(default_factory=dict)
     # The files whose answer has met an error: why, and when it is tried again (monotonic, s).
@@ -125,43 +146,45 @@ class Intake:
 
     async def _scan_all(self, watcher: Watcher) -> None:
         """Scan the folders by priority, and keep the watcher awake."""
-        waiting: list[WaitingDrop] = []
-        seen: dict[str | os.PathLike[str], Identity | None] = {}
         self.problem = None
         if self.admission.unsettled:
             try:
-                for job in await asyncio.to_thread(self.admission.settle):
+                settled = await asyncio.to_thread(self.admission.settle)
+                for job in settled.queued:
                     self._note(Answer(queued=job))
+                for ended in settled.rejected:
+                    self.queue.ended(ended)
             except OSError as error:
                 if error.errno in OWN_ERRORS:
                     raise
                 self.problem = f"{error.filename or 'claimed/'} cannot be used: {error.strerror}"
                 return
-        for lane in Priority:
-            identity = await self._scan_lane(lane, waiting)
-            if identity is not None:  # else the watcher looks itself: it may be there all the same
-                seen[self.spool.lane(lane)] = identity
+        scans = await self._scan_lanes()
+        self.waiting = await self._answer_all(scans)
+        # The watcher looks itself at those that could not be read: they may be there all the same.
+        seen: dict[str | os.PathLike[str], Identity | None] = {
+            self.spool.lane(lane): scan.identity for lane, scan in scans.items()
+        }
         await asyncio.to_thread(watcher.check, seen)
         self.hints_missing = watcher.reason
-        self.waiting = waiting
 
-    async def _scan_lane(self, lane: Priority, waiting: list[WaitingDrop]) -> Identity | None:
-        """Answer what lies in one folder; return which folder that was."""
-        try:
-            found = await asyncio.to_thread(self._scan, lane)
-        except OSError as error:
-            self.problem = f"{error.filename or lane} cannot be used: {error.strerror}"
-            return None
-        await self._answer_all(found, lane, waiting)
-        return found.identity
+    async def _scan_lanes(self) -> dict[Priority, Scan]:
+        """Return what lies in each folder that can be read."""
+        scans = {}
+        for lane in Priority:
+            try:
+                scans[lane] = await asyncio.to_thread(self._scan, lane)
+            except OSError as error:
+                self.problem = f"{error.filename or lane} cannot be used: {error.strerror}"
+        return scans
 
     def _scan(self, lane: Priority) -> Scan:
         try:
             fd = self.spool.open_lane(lane)
         except (FileNotFoundError, NotADirectoryError):
             self.spool.mend_inbox()
-            log.warning("inbox_mended", extra={"folder": str(self.spool.lane(lane))})
             fd = self.spool.open_lane(lane)
+            log.warning("inbox_mended", extra={"folder": str(self.spool.lane(lane))})
         try:
             self.spool.check_lane(fd, lane)
             return Scan(identity_of(fd), self._choose(lane, entries(fd)))
@@ -187,7 +210,8 @@ class Intake:
 
         return self._rota[lane].choose(time.monotonic(), candidates()) + misnamed + staying
 
-    async def _answer_all(self, seen: Scan, lane: Priority, waiting: list[WaitingDrop]) -> None:
+    def _observe(self, seen: Scan, lane: Priority) -> list[Found]:
+        """Return what of a lane is to be answered, and forget what lies there no more."""
         now = time.monotonic()
         settling = self._settling[lane]
         sightings = [
@@ -201,19 +225,37 @@ class Intake:
         for known in (self._obeyed, self._held):
             for key in [key for key in known if key[0] is lane and key[1] not in names]:
                 del known[key]
-        for entry in sorted(seen.entries, key=lambda entry: entry.signature.ctime_ns):
+        return [
+            Found(lane, entry, entry.name in settled, settling.unchanged_for(entry.name, now))
+            for entry in seen.entries
+            if not (entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane))
+        ]
+
+    async def _answer_all(self, scans: dict[Priority, Scan]) -> list[WaitingDrop]:
+        """Answer what lies in all lanes, the most urgent first; return what stays.
+
+        A drop that waits for room ages as a job does, or a stream of others would take each
+        place that becomes free before it.
+        """
+        self._found = [one for lane, seen in scans.items() for one in self._observe(seen, lane)]
+        waiting: list[WaitingDrop] = []
+        now = time.time()  # by which the disk's times go too
+
+        def turn(found: Found) -> tuple[float, int]:
+            arrived_ns = found.entry.signature.ctime_ns
+            return self.queue.aged(found.lane, now - arrived_ns / 1e9), arrived_ns
+
+        for lane, entry, settled, quiet_s in sorted(self._found, key=turn):
             if self._stopping:
-                return
+                break
             self.turned_at = time.monotonic()
-            if entry.kind is Kind.DIRECTORY and gate.is_lane(entry.name, lane):
-                continue
-            quiet_s = settling.unchanged_for(entry.name, now)
             wait, until = self._held.get((lane, entry.name), (None, 0.0))
             if time.monotonic() >= until:
-                wait = await self._answer_alone(entry, lane, entry.name in settled, quiet_s)
+                wait = await self._answer_alone(entry, lane, settled, quiet_s)
             if wait is not None and len(waiting) < MAX_WAITING:
                 name, since_s = escape(entry.name), round(quiet_s, 1)
                 waiting.append(WaitingDrop(name=name, why=wait.why, since_s=since_s))
+        return waiting
 
     async def _answer_alone(
         self,
@@ -249,7 +291,7 @@ class Intake:
         if entry.kind is Kind.UNKNOWN:
             return gate.check_kind(entry)
         if is_sidecar(entry.name):
-            return self._accompany(entry, lane)
+            return await self._accompany(entry, lane, settled, quiet_s)
         if is_control_name(entry.name):
             wait = gate.check_kind(entry) or await self._order(entry, lane, settled=settled)
         else:
@@ -269,14 +311,33 @@ class Intake:
             return Wait(f"{wait.why}; a process has it open for writing", wait.overdue)
         return await self._reject(entry, lane, wait.overdue)
 
-    def _accompany(self, entry: DirEntry, lane: Priority) -> Wait | None:
-        """Show a sidecar whose job's file is not there; it may have gone with that just now."""
-        folder = self.spool.lane(lane)
-        # Not `exists`, which asks where a link leads and fails for one that leads nowhere.
-        job = os.path.lexists(folder / job_of_sidecar(entry.name))
-        if job or not os.path.lexists(folder / entry.name):
+    async def _accompany(
+        self,
+        entry: DirEntry,
+        lane: Priority,
+        settled: bool,  # noqa: FBT001 - as the scan found it
+        quiet_s: float,
+    ) -> Wait | None:
+        """Deal with a sidecar whose job's file is not there; it may have gone with that just now.
+
+        One that stayed would speak of the next job of that name, which may be another sender's.
+        """
+        folder, job = self.spool.lane(lane), job_of_sidecar(entry.name)
+        if durable.exists(folder / job) or not durable.exists(folder / entry.name):
             return None
-        return Wait("it waits for its job's file")
+        waits = Wait("it waits for its job's file")
+        if entry.kind is not Kind.FILE or not settled:
+            return waits
+        if self.queue.named(job.removesuffix(JOB_SUFFIX)) is not None:
+            message = f"it came after {job} was taken; it must lie there before its job's file"
+            return await self._reject(entry, lane, Fault(code="late", message=message))
+        coming = any(
+            other.lane is lane and other.entry.name.startswith(f".{job}") for other in self._found
+        )
+        if coming or quiet_s < self.config.intake.incomplete_s:
+            return waits
+        message = f"no {job} came within {self.config.intake.incomplete_s:g} s; send both again"
+        return await self._reject(entry, lane, Fault(code="alone", message=message))
 
     async def _reject(self, entry: DirEntry, lane: Priority, fault: Fault) -> Wait | None:
         if self.full:
@@ -306,12 +367,35 @@ class Intake:
         if isinstance(command, Wait):
             return command
         fault = await self.controller.obey(command, self._note)
+        if command.order is Order.CANCEL and (fault is None or fault.code == "unknown_job"):
+            cancelled = await self._cancel_drops(command.job, entry)
+            if isinstance(cancelled, Wait):
+                return cancelled
+            fault = None if cancelled else fault
         if fault is None:
             wait = await asyncio.to_thread(self._remove_order, entry, lane)
         else:
             wait = await self._reject(entry, lane, fault)
         self.on_change()
         return wait
+
+    async def _cancel_drops(self, job: str, order: DirEntry) -> bool | Wait:
+        """Refuse the drops of a job, or of ALL, that came before the order and wait.
+
+        Returns whether there was one, or why the order has to wait.
+        """
+        any_found = False
+        for lane, entry, _, _ in self._found:
+            name = entry.name.removesuffix(JOB_SUFFIX)
+            meant = is_job_name(entry.name) and job in {ALL, name} and entry.kind is Kind.FILE
+            if not meant or entry.signature.ctime_ns > order.signature.ctime_ns:
+                continue
+            if await asyncio.to_thread(gate.is_being_written, self.spool, entry, lane):
+                return Wait(f"{entry.name} is being written")
+            message = "it was cancelled before it was taken"
+            wait = await self._reject(entry, lane, Fault(code="cancelled", message=message))
+            any_found = any_found or wait is None
+        return any_found
 
     def _remove_order(self, entry: DirEntry, lane: Priority) -> Wait | None:
         try:

@@ -23,6 +23,7 @@ from inbox_daemon.contract.job_documents import recent_ended
 from inbox_daemon.contract.limits import QueueLoad
 from inbox_daemon.contract.names import ALL
 from inbox_daemon.contract.records import DeadReason, Ended, EndedKind, JobRecord, Progress
+from inbox_daemon.contract.states import Priority
 from inbox_daemon.jobs.clock import CheckedClock, Correction
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.jobs.system_time import SystemTime
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 RECENT = 20
 _PAUSED = "paused"
 # A job's times that are reckoned, by the clock's word for it, and not read off.
-_RECKONED = ("created_at", "in_progress_at", "expires_at")
+_RECKONED = ("created_at", "arrived_at", "in_progress_at", "expires_at")
 
 
 @dataclass(slots=True)
@@ -109,10 +110,18 @@ class ActiveJobs:
     def urgency(self, record: JobRecord, now: float) -> float:
         """Return a job's place in the order, the smallest first: its priority's level (0 to 2).
 
-        Each `ageing_s` of waiting raises it by one level, so that no stream of jobs of
-        high priority can starve one of low priority.  `now` is in seconds since 1970.
+        What it has waited in inbox/ counts too.  `now` is in seconds since 1970.
         """
-        return record.priority.level - max(now - record.created_at, 0.0) / self._ageing_s
+        since = record.created_at if record.arrived_at is None else record.arrived_at
+        return self.aged(record.priority, now - since)
+
+    def aged(self, priority: Priority, waited_s: float) -> float:
+        """Return the level of what has waited so long, the smallest first.
+
+        Each `ageing_s` raises it by one level, so that no stream of jobs of high priority can
+        starve one of low priority.
+        """
+        return priority.level - max(waited_s, 0.0) / self._ageing_s
 
     def is_paused(self, record: JobRecord) -> bool:
         """Return whether the job, or all, were paused."""

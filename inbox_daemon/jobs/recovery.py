@@ -9,6 +9,7 @@ be dealt with waits in its place, with the reason in the health.
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -70,14 +71,16 @@ def recover(
     return jobs
 
 
-def settle_claims(spool: Spool, ledger: Ledger) -> set[str]:
+def settle_claims(
+    spool: Spool, ledger: Ledger, note: Callable[[Ended], None] = lambda _: None
+) -> set[str]:
     """Finish or undo what intake was doing with a drop when it was interrupted.
 
     Blocks; no drop may be answered meanwhile.  Returns the claims that could not be settled,
-    by id; the others are.
+    by id; the others are.  `note` takes the ended event of each refusal that this finished.
     Raises LedgerError; OSError: claimed/ cannot be read.
     """
-    left = spool.finish_rejections(lambda reason: _record_refusal(reason, ledger))
+    left = spool.finish_rejections(lambda reason: _record_refusal(reason, ledger, note))
     spool.finish_drops(left)
     for path in spool.leftover_claims():  # their drops still lie in inbox/
         if path.suffix == JOB_SUFFIX and path.stem not in left:
@@ -90,12 +93,15 @@ def settle_claims(spool: Spool, ledger: Ledger) -> set[str]:
     return left
 
 
-def _record_refusal(reason: bytes, ledger: Ledger) -> None:
+def _record_refusal(reason: bytes, ledger: Ledger, note: Callable[[Ended], None]) -> None:
     """Write the ended event of a refusal, unless its reason cannot be read."""
     try:
-        ledger.record_ended(ended_rejected(Refusal.model_validate_json(reason)))
+        ended = ended_rejected(Refusal.model_validate_json(reason))
     except ValidationError as error:
         log.warning("reason_unreadable", extra={"reason": str(error)})
+    else:
+        ledger.record_ended(ended)
+        note(ended)
 
 
 def _recover_running(

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import orjson
 
+from inbox_daemon.contract.names import is_control_name, is_sidecar
 from inbox_daemon.contract.states import Event, JobState, after
 from inbox_daemon.spool import durable
 from inbox_daemon.spool.layout import Layout, claim_of
 
 # A rejection that is being carried out, in claimed/, by the ULID of its claim.
+# The options of a refused job; no name that a drop can have.
+_KEPT = ".options.kept"
+_ID = re.compile(r"\.[0-9A-Z]{26}$")
 _NOTE = re.compile(r"[0-9A-Z]{26}\.reason\.json$")
 
 
@@ -54,6 +58,21 @@ class Rejections(Layout):
         durable.move(source, self.rejected / file)
         record(reason)
         self._explain(job_id, file)
+
+    def keep_options(self, file: str, options: bytes) -> None:
+        """Keep the options of a refused job beside it, for the same file that is sent again."""
+        name = f"{file.removesuffix('.jsonl')}{_KEPT}"
+        durable.replace_file(self.rejected / name, options, self.claimed)
+
+    def kept_options(self, name: str, sha256: str) -> bytes | None:
+        """The options that came with the same file when it was refused for the time being."""
+        for path in sorted(self.rejected.glob(f"{name}*{_KEPT}"), reverse=True):
+            stem = path.name.removesuffix(_KEPT)
+            with contextlib.suppress(OSError, orjson.JSONDecodeError, AttributeError):
+                why = orjson.loads((self.rejected / f"{stem}.reason.json").read_bytes())
+                if (why.get("name"), why.get("sha256")) == (name, sha256) and why.get("retryable"):
+                    return path.read_bytes()
+        return None
 
     def _explain(self, job_id: str, file: str) -> None:
         """Let go of the drop of a file that lies in rejected/, and put its reason there."""
@@ -103,7 +122,11 @@ class Rejections(Layout):
             found = None
             with self.troubles.alone(reason, "looked at"):
                 looks: dict[str, os.stat_result] = {}
-                for name in (f"{stem}.jsonl", stem, reason.name):
+                # An order or a sidecar lies there under its own name; what has the name of a
+                # job without its suffix may be another refusal's reason.
+                plain = _ID.sub("", stem)
+                itself = [stem] if is_control_name(plain) or is_sidecar(plain) else []
+                for name in (f"{stem}.jsonl", f"{stem}{_KEPT}", *itself, reason.name):
                     with contextlib.suppress(FileNotFoundError):
                         looks[name] = (self.rejected / name).lstat()
                 size = sum(look.st_blocks * 512 for look in looks.values())

@@ -54,6 +54,39 @@ def test_cancelled_job_publishes_what_is_finished(
     assert list(again.results) == ["r2", "r5", "r9"]
 
 
+@pytest.mark.parametrize("name", ["held", "ALL"])
+def test_a_file_that_waits_for_room_can_be_cancelled(start_daemon: MakeDaemon, name: str) -> None:
+    """It never runs, and its sender finds out why."""
+    daemon = start_daemon(intake={"on_full": "hold"}, limits={"max_queue_depth": 1})
+    hanging(daemon, "job")
+    daemon.drop("held", chats(3))
+    daemon.wait_status(lambda s: [d["name"] for d in s["waiting"]] == ["held.jsonl"], "the file")
+    command(daemon, "cancel", name)
+    assert daemon.wait_refusal("held")["code"] == "cancelled"
+    assert daemon.notice("held")["status"] == "failed"
+    if name == "held":
+        command(daemon, "cancel", "job")
+    daemon.wait_outcome("job")
+    assert daemon.execution_count() == 10
+
+
+def test_names_of_any_letters_are_shown_on_any_terminal(start_daemon: MakeDaemon) -> None:
+    """Where the encoding lacks a letter it is escaped, and no command ends with a traceback."""
+    daemon = start_daemon()
+    lines = [chats(1, {0: "[[400]]"})[0].replace(b'"r0"', '"größe"'.encode())]
+    daemon.drop("job", lines)
+    daemon.wait((daemon.spool / "outbox" / "job" / "errors.jsonl").exists, "the dead letter")
+    for words in (["dead", "list"], ["dead", "list", "--json"], ["jobs"], ["status"]):
+        found = inbox_daemon(*words, "--config", daemon.config, PYTHONIOENCODING="ascii:strict")
+        assert (found.returncode, "Traceback" in found.stderr) == (0, False)
+    assert (
+        "gr\\xf6"
+        in inbox_daemon(
+            "dead", "list", "--config", daemon.config, PYTHONIOENCODING="ascii:strict"
+        ).stdout
+    )
+
+
 def test_order_for_an_unknown_job_is_refused(start_daemon: MakeDaemon) -> None:
     """A command for a job that is not active ends with 1 and says so."""
     daemon = start_daemon()

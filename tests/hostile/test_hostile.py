@@ -58,10 +58,8 @@ class Gatehouse(Miniature):
         """Scan so often; return what waits, with the reason."""
         waiting: list[WaitingDrop] = []
         for _ in range(times):
-            waiting = []
             self.intake.problem = None
-            for lane in Priority:
-                await self.intake._scan_lane(lane, waiting)
+            waiting = await self.intake._answer_all(await self.intake._scan_lanes())
         return {drop.name: drop.why for drop in waiting}
 
     def put(self, content: bytes = GOOD, name: str = "job.jsonl") -> Path:

@@ -1,5 +1,6 @@
 """Intake and admission: every drop gets one answer, and no file is lost."""
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -485,9 +486,7 @@ async def turn(intake: Intake, times: int = 2) -> list[str]:
     """Scan several times; return the names that wait."""
     waiting: list[Any] = []
     for _ in range(times):
-        waiting = []
-        for lane in Priority:
-            await intake._answer_all(scan(intake.spool.lane(lane)), lane, waiting)
+        waiting = await intake._answer_all(await intake._scan_lanes())
     return [drop.name for drop in waiting]
 
 
@@ -605,6 +604,74 @@ async def test_a_full_queue_holds_every_drop(make: Any) -> None:  # noqa: ANN401
     assert await turn(intake) == ["other.jsonl"]
     desk.finish()
     assert await turn(intake) == []
+
+
+@pytest.mark.parametrize("starving", [True, False])
+async def test_a_drop_that_waits_for_room_ages(
+    make: Any,  # noqa: ANN401 - a factory
+    starving: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """A stream of files in high/ does not take each place before the one that waits in low/."""
+    desk = make(intake={"settle_s": 1e-6, "on_full": "hold"}, limits={"max_queue_depth": 1})
+    desk.queue._ageing_s = 1e-6 if starving else 1e6
+    intake = intake_of(desk)
+    desk.drop()
+    await turn(intake)
+    for lane, name in (("low", "patient"), ("high", "hasty")):
+        (desk.spool.inbox / lane / f"{name}.jsonl").write_bytes(OTHER)
+        await asyncio.sleep(0.02)  # the disk's clock has a tick of some milliseconds
+    assert set(await turn(intake)) == {"patient.jsonl", "hasty.jsonl"}
+    desk.finish()
+    assert await turn(intake) == ["hasty.jsonl" if starving else "patient.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["options.json", "jsonl.ready"])
+async def test_a_sidecar_that_comes_too_late_speaks_of_no_later_job(
+    make: Any,  # noqa: ANN401 - a factory
+    kind: str,
+) -> None:
+    """It is refused while its job is active, and does not wait for the next one of the name."""
+    desk = make(intake={"settle_s": 1e-6})
+    intake = intake_of(desk)
+    desk.drop()
+    await turn(intake)
+    late = desk.spool.inbox / f"job.{kind}"
+    late.write_bytes(b'{"expires_in_s": 1}')
+    assert await turn(intake) == []
+    why = orjson.loads((desk.spool.rejected / f"job.{kind}.reason.json").read_bytes())
+    assert (why["code"], why["name"]) == ("late", f"job.{kind}")
+    assert (desk.spool.rejected / f"job.{kind}").exists()
+    assert desk.queue.named("job") is not None
+
+
+async def test_a_sidecar_alone_is_refused_in_the_end(make: Any) -> None:  # noqa: ANN401 - a factory
+    """Not while its job's file is on its way under a hidden name."""
+    desk = make(intake={"settle_s": 1e-6, "incomplete_s": 1e-6})
+    intake = intake_of(desk)
+    (desk.spool.inbox / "job.options.json").write_bytes(b"{}")
+    hidden = desk.spool.inbox / ".job.jsonl.Ab3x"
+    hidden.touch()
+    assert "job.options.json" in await turn(intake)
+    hidden.unlink()
+    assert await turn(intake) == []
+    why = orjson.loads((desk.spool.rejected / "job.options.json.reason.json").read_bytes())
+    assert why["code"] == "alone"
+
+
+async def test_options_stay_with_a_file_that_is_refused_for_now(make: Any) -> None:  # noqa: ANN401 - a factory
+    """Sent again alone it has them; another file of that name has none."""
+    desk = make(intake={"settle_s": 1e-6}, limits={"max_queue_depth": 1})
+    intake = intake_of(desk)
+    desk.drop()
+    await turn(intake)
+    (desk.spool.inbox / "next.options.json").write_bytes(b'{"metadata": {"customer": "1"}}')
+    desk.drop(OTHER, "next")
+    await turn(intake)
+    assert (desk.spool.rejected / "next.options.kept").exists()
+    desk.finish()
+    desk.drop(OTHER, "next")
+    await turn(intake)
+    assert desk.queue.named("next").metadata == {"customer": "1"}
 
 
 async def test_the_list_of_what_waits_stays_short(
@@ -726,8 +793,7 @@ async def test_a_file_that_cannot_be_looked_at_waits_alone(
     ]
     waiting: list[Any] = []
     for _ in range(2):
-        waiting.clear()
-        await intake._answer_all(Scan(Identity(0, 0), found), Priority.NORMAL, waiting)
+        waiting = await intake._answer_all({Priority.NORMAL: Scan(Identity(0, 0), found)})
     assert [(drop.name, drop.why) for drop in waiting] == [
         ("bad.jsonl", "it cannot be looked at: look at the disk")
     ]

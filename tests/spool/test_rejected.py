@@ -49,6 +49,25 @@ def test_a_control_file_is_refused_under_its_own_name(spool: Spool) -> None:
     assert names(spool.rejected) == {"job.cancel", "job.cancel.reason.json"}
 
 
+@pytest.mark.parametrize("other", ["job.reason.json", "job", "job.jsonl", "job.cancel"])
+def test_a_refusal_has_no_file_of_another_ones(spool: Spool, other: str) -> None:
+    """A job whose name is that of another refusal's file is removed without it."""
+    for number, name in enumerate(("job", other, "job.cancel", "job.options.json")):
+        job_id = JOB_ID[:-1] + str(number)
+        suffix = "" if number > 1 else ".jsonl"
+        source = spool.claim_path(job_id)
+        source.write_bytes(b"1")
+        file = spool.rejected_as(name, suffix, job_id) + suffix
+        assert not (spool.rejected / file).exists()
+        refuse(spool, job_id, file, source)
+    listed = [files for files, _, _ in spool.rejections()]
+    every = sorted(file for files in listed for file in files)
+    assert every == sorted(names(spool.rejected))
+    for files in listed:
+        spool.remove_rejection(files)
+    assert names(spool.rejected) == set()
+
+
 def test_refusals_are_listed_with_their_files_and_removed_whole(spool: Spool) -> None:
     """What retention removes is a refusal with all that belongs to it, and nothing beside."""
     for number, file in enumerate(("a.jsonl", "b.cancel")):
