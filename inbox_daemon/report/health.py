@@ -60,8 +60,8 @@ def degraded(facts: Facts) -> list[str]:
     troubles = facts.disk.troubles if facts.disk else ()
     reasons += troubles[:MAX_TROUBLES]
     if len(troubles) > MAX_TROUBLES:
-        more = counted(len(troubles) - MAX_TROUBLES, "file")
-        reasons.append(f"{more} of the spool more cannot be dealt with: look at the log")
+        more = counted(len(troubles) - MAX_TROUBLES, "more thing")
+        reasons.append(f"{more} in the spool cannot be dealt with: look at the log")
     reasons += facts.governor.reasons
     reasons += [hindrance.words for hindrance in facts.run.waiting.values()]
     reasons += [words for words in (facts.intake.hints_missing, facts.clock_doubt) if words]

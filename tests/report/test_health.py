@@ -67,6 +67,8 @@ def test_what_keeps_the_work_from_going_on_is_unhealthy(harm: dict[str, Any], wo
         ({"engine": replace(READY, state=EngineState.STOPPED)}, "starting"),
         ({"disk": DiskFacts(1, 1, ("x",))}, "1 thing lies in quarantine/"),
         ({"disk": DiskFacts(1, 1, ("x", "y"))}, "2 things lie in quarantine/"),
+        ({"disk": DiskFacts(1, 1, (), ("outbox/x cannot be removed",))}, "x cannot be removed"),
+        ({"disk": DiskFacts(1, 1, (), tuple("abcdefghijkl"))}, "2 more things in the spool"),
         ({"intake": IntakeFacts(hints_missing="no inotify")}, "no inotify"),
         ({"governor": GovernorFacts(reasons=("the GPU is warm",))}, "is warm"),
         ({"run": RunFacts(bisecting=True)}, "tried in groups"),
