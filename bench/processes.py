@@ -62,12 +62,12 @@ def socket_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def standin(latency_s: float = 0.0) -> Iterator[str]:
-    """Run the lean engine; the block gets its address."""
+def standin(latency_s: float = 0.0, *more: str) -> Iterator[str]:
+    """Run the lean engine, with `more` of its options; the block gets its address."""
     with socket_folder() as folder:
         path = folder / "standin.sock"
         words = [sys.executable, "-m", "bench.standin", "--socket", str(path)]
-        words += ["--latency", str(latency_s)]
+        words += ["--latency", str(latency_s), *more]
         process = subprocess.Popen(
             bound_to_us(*words), stdout=subprocess.PIPE, env=environment(), cwd=CHECKOUT
         )
