@@ -150,6 +150,8 @@ class RunConfig(_Section):
     overload_s: Seconds = 3600
     commit_interval_s: Seconds = 1.0
     drain_s: Annotated[float, Field(ge=0, le=25)] = 10.0
+    max_in_flight_bytes: Count = 268_435_456
+    max_answer_bytes: Count = 67_108_864
     chunk_min: Count = 500
     chunk_max: Count = 5000
     reorder: bool = True

@@ -52,6 +52,7 @@ class RunFacts:
     waiting: Mapping[str, Hindrance] = field(default_factory=dict)
     bisecting: bool = False
     in_flight: int = 0
+    in_flight_bytes: int = 0
     deaths: int = 0
     last_outcome_at: float = 0.0
 

@@ -52,6 +52,7 @@ class WorkerStatus(Document):
     current_job: str | None = None
     age_seconds: float | None = None
     in_flight: Tally = 0
+    in_flight_bytes: Tally = 0
     window: Tally = 0
     chunk_size: Tally = 0
     governor: GovernorState = "open"

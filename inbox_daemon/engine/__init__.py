@@ -70,4 +70,5 @@ def open_engine(
             EngineKind(owned=True, computes_here=True),
             has_fast_form=partial(chooses_rust, config, environ),
         )
-    return Supervisor(server, timing or default, on_change, config.engine.served_name)
+    most = config.run.max_answer_bytes
+    return Supervisor(server, timing or default, on_change, config.engine.served_name, most)

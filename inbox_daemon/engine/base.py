@@ -4,6 +4,7 @@ Purpose: the few things that the runner, the status and the command line may kno
 about an engine.  Invariant: nothing here knows of jobs, lines or the spool.
 """
 
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -39,11 +40,12 @@ class NoReplyKind(StrEnum):
 
     TIMEOUT = "timeout"
     CONNECTION = "connection"
+    TOO_LARGE = "too_large"
 
 
 @dataclass(frozen=True, slots=True)
 class NoReply:
-    """A request that got no reply: it timed out, or the connection failed."""
+    """A request that got no reply: it timed out, the connection failed, or it is too large."""
 
     kind: NoReplyKind
     message: str
@@ -125,6 +127,17 @@ class EngineInfo:
         return not (self.configured_model or self.models)
 
 
+class Room(Protocol):
+    """The memory that one request may take for its answer."""
+
+    def take(self, count: int) -> Awaitable[None] | None:
+        """Take room for `count` bytes more of the answer.
+
+        None: there is room.  Else what comes back is to be awaited before more is read; that
+        may take as long as a full disk does.  The request's body must be let go before.
+        """
+
+
 class Engine(Protocol):
     """One engine: a child process of ours, or a server that someone else runs."""
 
@@ -150,9 +163,13 @@ class Engine(Protocol):
         """Return as soon as the engine is ready; at once if it is."""
 
     async def send(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
-        """Send one request's JSON body to `url` (a path such as /v1/completions)."""
+        """Send one request's JSON body to `url` (a path such as /v1/completions).
+
+        The answer is read as there is `room` for it; what it waits for that is no part of
+        `timeout_s`.
+        """
 
     async def lost(self, generation: int) -> bool:
         """Return whether the engine of that generation is dead, after a failure.

@@ -4,29 +4,37 @@ Purpose: send a request's bytes and bring back the answer's; ask the server how 
 Invariants: nothing here raises for what the server does or fails to do; a body is
 passed on byte for byte; no number of requests in flight is refused or queued here.
 Known limits: no proxy and no redirect is followed; an endpoint that wants an API key
-cannot be used; an answer is held in memory whole, up to MAX_BODY_BYTES.
+cannot be used; an answer is held in memory whole, up to `max_answer_bytes`.
 """
 
+import asyncio
 import os
 import re
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any
 
 import aiohttp
 import orjson
+from aiohttp.abc import AbstractStreamWriter
 
 from inbox_daemon import __version__
 from inbox_daemon.contract.config import without_password
-from inbox_daemon.engine.base import Load, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.base import Load, NoReply, NoReplyKind, Reply, Room
 from inbox_daemon.engine.load import parse_load
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+# What the server says of itself is small.
+_MAX_PAGE_BYTES = 8 * 1024 * 1024
+# A body is handed to the connection in pieces of this many bytes: on most Pythons aiohttp would
+# copy it whole to join it with its headers.
+_PIECE_BYTES = 1 << 18
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
 _CONNECT_S = 10
+# The rest of a request has a deadline of ours, which stands still while an answer waits for room.
+_CONNECT_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
 # vLLM's server closes a connection that was idle for 5 s; a request written to it at
 # that moment would be lost, so ours are let go well before.
 _KEEPALIVE_S = 2.0
@@ -70,13 +78,16 @@ class ModelList:
 class Client:
     """One server's client.  Make and use it inside the running event loop."""
 
-    def __init__(self, address: str, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
-        """Take `unix:/path`, `http://host:port` or `https://host:port`, each with a prefix."""
+    def __init__(self, address: str, *, max_answer_bytes: int = MAX_ANSWER_BYTES) -> None:
+        """Take `unix:/path`, `http://host:port` or `https://host:port`, each with a prefix.
+
+        Of an answer to a request at most `max_answer_bytes` are read.
+        """
         self._base, self._session = _open_session(address, keepalive_timeout=_KEEPALIVE_S)
         # A look at the server is worth something only by a new connection: old ones go on
         # when its socket is gone and nothing else can reach it.
         _, self._looks = _open_session(address, force_close=True)
-        self._max_body_bytes = max_body_bytes
+        self._max_answer_bytes = max_answer_bytes
         # What the last look at /health met, in words, unless it was alive.
         self.trouble: str | None = None
 
@@ -86,25 +97,32 @@ class Client:
         await self._looks.close()
 
     async def post(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
-        """Send a JSON body to the path `url` and wait at most `timeout_s` for all of the answer."""
+        """Send a JSON body to the path `url` and wait at most `timeout_s` for all of the answer.
+
+        What the answer waits for `room` is no part of that.
+        """
         started = time.monotonic()
         try:
-            # Each step that is left out counts here: this runs for every request.  As a
-            # payload the body need not be looked up by its type, and `async with` would take
-            # two coroutines more.
-            response = await self._session.post(
-                self._base + url,
-                data=aiohttp.BytesPayload(body, content_type="application/json"),
-                headers={"X-Request-Id": request_id},
-                timeout=_timeout(timeout_s),
-                allow_redirects=False,
-            )
-            try:
-                answer = await self._read(response)
-            finally:
-                response.release()
+            async with asyncio.timeout(timeout_s) as deadline:
+                # Each step that is left out counts here: this runs for every request.  As a
+                # payload the body need not be looked up by its type, and `async with` would
+                # take two coroutines more.
+                kind = aiohttp.BytesPayload if len(body) <= _PIECE_BYTES else _InPieces
+                sending = self._session.post(
+                    self._base + url,
+                    data=kind(body, content_type="application/json"),
+                    headers={"X-Request-Id": request_id},
+                    timeout=_CONNECT_TIMEOUT,
+                    allow_redirects=False,
+                )
+                del body  # the session lets it go once it is sent
+                response = await sending
+                try:
+                    answer = await self._read(response, self._max_answer_bytes, room, deadline)
+                finally:
+                    response.release()
         except aiohttp.ConnectionTimeoutError:
             return NoReply(NoReplyKind.CONNECTION, f"no connection within {_CONNECT_S} s")
         except TimeoutError:
@@ -186,7 +204,7 @@ class Client:
         async with (session or self._session).get(
             self._base + path, timeout=_PROBE_TIMEOUT, allow_redirects=False
         ) as response:
-            answer = await self._read(response)
+            answer = await self._read(response, _MAX_PAGE_BYTES)
         if isinstance(answer, NoReply):
             raise aiohttp.ClientPayloadError(answer.message)
         return response.status, answer
@@ -201,18 +219,67 @@ class Client:
             return {}
         return document if isinstance(document, dict) else {}
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes | NoReply:
+    async def _read(
+        self,
+        response: aiohttp.ClientResponse,
+        most: int,
+        room: Room | None = None,
+        deadline: asyncio.Timeout | None = None,
+    ) -> bytes | NoReply:
+        """Read a body of at most `most` bytes, as there is `room`; the `deadline` waits for that.
+
+        A length that the server has said is taken at once, so that an answer which is begun
+        can be ended.
+        """
         length = response.content_length
-        if length is not None and length <= self._max_body_bytes:
-            return await response.read()
-        parts = bytearray()
-        while length is None and len(parts) <= self._max_body_bytes:
-            part = await response.content.readany()
-            if not part:
-                return bytes(parts)
-            parts += part
+        if length is None or length <= most:
+            parts, size = list[bytes](), 0
+            if length and room is not None:
+                await _take(room, length, deadline)
+            while size <= most:
+                part = await response.content.readany()
+                if not part:
+                    return b"".join(parts)  # one part is not copied
+                size += len(part)
+                parts.append(part)
+                if length is None and room is not None:
+                    await _take(room, len(part), deadline)
         response.close()
-        return NoReply(NoReplyKind.CONNECTION, f"the answer is over {self._max_body_bytes} bytes")
+        return NoReply(NoReplyKind.TOO_LARGE, f"the answer is over {most} bytes")
+
+
+async def _take(room: Room, count: int, deadline: asyncio.Timeout | None) -> None:
+    """Take room for a part of an answer; a deadline stands still until there is some."""
+    waiting = room.take(count)
+    if waiting is None:
+        return
+    if deadline is None:
+        await waiting
+        return
+    loop, ends = asyncio.get_running_loop(), deadline.when()
+    left_s = None if ends is None else ends - loop.time()
+    deadline.reschedule(None)
+    await waiting
+    deadline.reschedule(None if left_s is None else loop.time() + left_s)
+
+
+class _InPieces(aiohttp.BytesPayload):
+    """A large body, written as the connection takes it and never copied as a whole."""
+
+    def __init__(self, value: bytes, content_type: str) -> None:
+        """Take the body; not as its parent does, which warns of large ones."""
+        aiohttp.Payload.__init__(self, value, content_type=content_type)
+        self._size = len(value)
+
+    async def write_with_length(
+        self,
+        writer: AbstractStreamWriter,
+        content_length: int | None,  # noqa: ARG002 - the payload's own length, as the client sets it
+    ) -> None:
+        """Write all of it."""
+        view = memoryview(self._value)
+        for start in range(0, len(view), _PIECE_BYTES):
+            await writer.write(view[start : start + _PIECE_BYTES])
 
 
 def _open_session(address: str, **kept: Any) -> tuple[str, aiohttp.ClientSession]:  # noqa: ANN401 - as the connector takes them
@@ -249,12 +316,6 @@ def retry_after(value: str, now: float) -> float | None:
     except (ValueError, OverflowError):
         return None
     return min(max(wanted - now, 0.0), _MAX_RETRY_AFTER_S)
-
-
-@lru_cache
-def _timeout(total_s: float) -> aiohttp.ClientTimeout:
-    """The same object for each request: to make one takes a hundredth of a request."""
-    return aiohttp.ClientTimeout(total=total_s, sock_connect=_CONNECT_S)
 
 
 def _explain(error: Exception) -> str:

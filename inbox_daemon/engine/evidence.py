@@ -9,7 +9,7 @@ Invariants: pure, time is passed in; the same request failing again counts once.
 import math
 from enum import StrEnum
 
-from inbox_daemon.engine.base import NoReply, Reply
+from inbox_daemon.engine.base import NoReply, NoReplyKind, Reply
 
 # So many different requests that fail, none answered between them, are more than chance; more
 # where a share of them fails all the time, as with one of two backends gone: so many that it
@@ -43,7 +43,7 @@ class Sign(StrEnum):
 def sign_of(reply: Reply | NoReply) -> Sign:
     """Return what a reply says of the server that sent it, or did not."""
     if isinstance(reply, NoReply):
-        return Sign.TROUBLE
+        return Sign.NOTHING if reply.kind is NoReplyKind.TOO_LARGE else Sign.TROUBLE
     if 200 <= reply.status < 300:  # noqa: PLR2004 - the class of HTTP's success codes
         return Sign.ANSWER if reply.body.lstrip()[:1] == b"{" else Sign.TROUBLE
     if reply.status in _BUSY or (reply.status == _REQUEST_TIMEOUT and reply.early):

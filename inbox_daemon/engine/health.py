@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from inbox_daemon.engine.base import Load, NoReply, Reply
+from inbox_daemon.engine.base import Load, NoReply, Reply, Room
 from inbox_daemon.engine.client import Client, ModelList, Probe
 from inbox_daemon.engine.evidence import Evidence, sign_of
 
@@ -85,13 +85,15 @@ class StartedEngine:
         self._reading = asyncio.Lock()
 
     async def post(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
         """Send one request, and take note of what its reply proves."""
         self.asked = True
         self.evidence.sent(request_id, time.monotonic())
+        sending = self.client.post(url, body, request_id, timeout_s, room)
+        del body  # or it would be held until the answer is there
         try:
-            reply = await self.client.post(url, body, request_id, timeout_s)
+            reply = await sending
         except asyncio.CancelledError:
             self.evidence.dropped(request_id)
             raise

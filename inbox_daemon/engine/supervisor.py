@@ -33,8 +33,9 @@ from inbox_daemon.engine.base import (
     NoReply,
     NoReplyKind,
     Reply,
+    Room,
 )
-from inbox_daemon.engine.client import Client, ModelList, Probe
+from inbox_daemon.engine.client import MAX_ANSWER_BYTES, Client, ModelList, Probe
 from inbox_daemon.engine.evidence import Sign, sign_of
 from inbox_daemon.engine.health import StartedEngine, Timing
 from inbox_daemon.engine.process.servers import Server
@@ -49,6 +50,16 @@ _SHOWN = 200
 # The request that is sent again is a small one; the name that it is sent under.
 _MAX_CONTROL_BYTES, _CONTROL, _CONTROL_S = 65536, "control", 60.0
 log = logging.getLogger(__name__)
+
+
+class _AnyRoom:
+    """Room for the answer to a control, which is thrown away."""
+
+    def take(self, count: int) -> None:
+        """There always is."""
+
+
+_ANY_ROOM = _AnyRoom()
 # Of an engine that does not run.
 _NO_LOAD = Load()
 
@@ -62,9 +73,13 @@ class Supervisor:
         timing: Timing,
         on_change: Callable[[], None],
         configured_model: str = "",
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
-        """Supervise `server`; `on_change` is called after each change of state."""
-        self._server = server
+        """Supervise `server`; `on_change` is called after each change of state.
+
+        Of an answer at most `max_answer_bytes` are read.
+        """
+        self._server, self._max_answer_bytes = server, max_answer_bytes
         self._timing = timing
         self._on_change = on_change
         self._info = EngineInfo(
@@ -133,14 +148,17 @@ class Supervisor:
         await self._ready.wait()
 
     async def send(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
         """Send one request; NoReply at once while the engine is not ready."""
         engine = self._engine
         if engine is None or not self._ready.is_set():
             return NoReply(NoReplyKind.CONNECTION, f"the engine is {self._info.state}")
-        reply = await engine.post(url, body, request_id, timeout_s)
-        self._note(engine, url, body, reply)
+        kept = (url, body) if len(body) <= _MAX_CONTROL_BYTES else None
+        sending = engine.post(url, body, request_id, timeout_s, room)
+        del body  # or it would be held until the answer is there
+        reply = await sending
+        self._note(engine, kept, reply)
         if isinstance(reply, NoReply):
             return reply
         engine.answered = engine.answered or reply.status < _SERVER_ERROR
@@ -173,8 +191,13 @@ class Supervisor:
                 self._end(engine, reason)
         return not self._is_ready(generation)
 
-    def _note(self, engine: StartedEngine, url: str, body: bytes, reply: Reply | NoReply) -> None:
-        """Draw the conclusions of a reply for the server that gave it."""
+    def _note(
+        self, engine: StartedEngine, kept: tuple[str, bytes] | None, reply: Reply | NoReply
+    ) -> None:
+        """Draw the conclusions of a reply for the server that gave it.
+
+        `kept` is the request, if it is small enough to be sent again as a control.
+        """
         if engine is not self._engine or engine.over.done():
             return
         if isinstance(reply, Reply) and reply.retry_after_s is not None:
@@ -182,8 +205,7 @@ class Supervisor:
         sign = sign_of(reply)
         if sign is Sign.ANSWER:
             self._out_since = None
-            if len(body) <= _MAX_CONTROL_BYTES:
-                self._control = url, body
+            self._control = kept or self._control
             if not self._info.proven:
                 self._become(replace(self._info, proven=True))
         elif sign is not Sign.NOTHING:
@@ -224,7 +246,8 @@ class Supervisor:
         for _ in range(max(1, engine.evidence.needed)):
             if engine.evidence.answered_at >= since or engine.over.done():
                 return True
-            if sign_of(await engine.post(url, body, _CONTROL, _CONTROL_S)) is Sign.ANSWER:
+            reply = await engine.post(url, body, _CONTROL, _CONTROL_S, _ANY_ROOM)
+            if sign_of(reply) is Sign.ANSWER:
                 return True
         return False
 
@@ -272,7 +295,7 @@ class Supervisor:
         self._starts += 1
         state = EngineState.STARTING
         self._become(replace(self._info, state=state, restarts=self._starts - 1))
-        client = Client(await self._server.start())
+        client = Client(await self._server.start(), max_answer_bytes=self._max_answer_bytes)
         share, substitutable = self._share, self._server.has_substitute
         engine = StartedEngine(client, self._timing, substitutable=substitutable, share=share)
         self._engine = self._last = engine

@@ -65,6 +65,7 @@ class GroupCommit:
         self._put_off: list[tuple[RunningJob, Batch]] = []
         self._again_at = 0.0
         self._interval_s, self._reorder = run.commit_interval_s, run.reorder
+        self._most_bytes = min(COMMIT_BYTES, run.max_in_flight_bytes // 4)
         self._committed_at = time.monotonic()
         self.busy = False
         # Why a commit waits in its middle, in words, and how often one has waited.
@@ -86,8 +87,11 @@ class GroupCommit:
             return self._committed_at + self._interval_s
         return self._again_at if self._put_off else None
 
-    def due(self, now: float, *, draining: bool) -> bool:
-        """Return whether to commit at `now` (monotonic)."""
+    def due(self, now: float, *, draining: bool, pressed: bool = False) -> bool:
+        """Return whether to commit at `now` (monotonic).
+
+        `pressed`: answers wait for the memory that a commit frees.
+        """
         if self.busy:
             return False
         runs = self._gathered()
@@ -95,9 +99,9 @@ class GroupCommit:
             return True
         if self._put_off and now >= self._again_at:
             return True
-        if sum(run.pending for run in runs) >= COMMIT_RESULTS or draining:
+        if sum(run.pending for run in runs) >= COMMIT_RESULTS or draining or pressed:
             return bool(runs)
-        if sum(run.pending_bytes for run in runs) >= COMMIT_BYTES:
+        if sum(run.pending_bytes for run in runs) >= self._most_bytes:
             return True
         return bool(runs) and now - self._committed_at >= self._interval_s
 
@@ -189,5 +193,6 @@ class GroupCommit:
                 "space, or raise the quota"
             )
         else:
+            batch.lines.clear()
             run.unwritten = None
             written.append((run, batch))

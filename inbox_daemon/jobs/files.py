@@ -213,19 +213,19 @@ class ResultsFile(_JobFile):
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes a flush would write."""
+        """How many bytes are not on the disk yet, those of a flush that goes on included."""
         return self.written - self.durable
 
     def give_up(self, damage: DamagedJobError) -> None:
         """Take nothing more: what was taken last will never be written."""
         self._broken = damage
 
-    def append(self, line: bytes) -> tuple[int, int]:
-        """Take one line; return its offset and length in bytes."""
-        position = self.written, len(line)
-        self._pending.append(line)
-        self.written += len(line)
-        return position
+    def append(self, *parts: bytes) -> tuple[int, int]:
+        """Take one line, in one part or more; return its offset and length in bytes."""
+        offset = self.written
+        self._pending += parts
+        self.written += sum(map(len, parts))
+        return offset, self.written - offset
 
     def take(self) -> tuple[list[bytes], int]:
         """Hand over what is pending, and the length the file has once it is written."""
@@ -233,7 +233,7 @@ class ResultsFile(_JobFile):
         return pending, self.written
 
     def flush(self, lines: list[bytes], length: int) -> None:
-        """Write lines that `take` gave and make them last; may run in a thread.
+        """Write lines that `take` gave, in parts, and make them last; may run in a thread.
 
         Raises DamagedJobError: the file cannot be written, and nothing that was taken since
         its last flush will be; OSError: the disk is full: the same lines may be flushed again.
@@ -242,10 +242,9 @@ class ResultsFile(_JobFile):
             raise self._broken
         if not lines:
             return
-        data = b"".join(lines)
         try:
             # All of it each time: after a failed fsync the kernel may have dropped its pages.
-            tried(self._path, lambda: durable.write_at(self._fd, data, self.durable))
+            tried(self._path, lambda: durable.write_at(self._fd, lines, self.durable))
         except DamagedJobError as error:
             self._broken = error  # later lines would follow on a hole
             raise

@@ -126,6 +126,13 @@ class Marks:
             return heapq.heappop(self._due)[1]
         return None
 
+    def put_back(self, ordinal: int) -> None:
+        """Let a request be the next one after all, which `next_ordinal` has just returned."""
+        if self._marks[ordinal] == OPEN:
+            self._ready.appendleft(ordinal)
+        else:
+            heapq.heappush(self._due, (0.0, ordinal))
+
     def next_due(self) -> float | None:
         """Return when the next backoff is over, in seconds of the monotonic clock."""
         return self._due[0][0] if self._due else None

@@ -32,8 +32,8 @@ from inbox_daemon.spool import Spool
 class Batch:
     """What one commit takes of one job: result lines first, then the checkpoint.
 
-    `chunk` holds the requests that may start once it counts, in the order in which they
-    will; `due` the failures that may be tried again.
+    `lines` come in parts; `chunk` holds the requests that may start once it counts, in the
+    order in which they will; `due` the failures that may be tried again.
     """
 
     checkpoint: Checkpoint
@@ -79,6 +79,8 @@ class RunningJob:
         except (DamagedJobError, OSError):
             self.input.close()
             raise
+        # The letters that a commit makes last at this moment, in bytes.
+        self._committing = 0
         self._clear_pending()
 
     def _clear_pending(self) -> None:
@@ -135,6 +137,11 @@ class RunningJob:
         return self.results.pending_bytes + self._letter_bytes
 
     @property
+    def uncommitted_bytes(self) -> int:
+        """What is held of outcomes that are not committed, those in a commit included."""
+        return self.pending_bytes + self._committing
+
+    @property
     def dirty(self) -> bool:
         """Whether a commit would change anything."""
         return (self.pending > 0 or self.marks.admitting) and not self.results.broken
@@ -151,8 +158,10 @@ class RunningJob:
         line = self.input.line_of(ordinal)
         self.retries[line] = self._new_retries[line] = record
 
-    def succeed(self, ordinal: int, output: bytes, tokens: Tokens | None) -> None:
-        """Take a result."""
+    def succeed(
+        self, ordinal: int, output: bytes | tuple[bytes, ...], tokens: Tokens | None
+    ) -> None:
+        """Take a result, its line whole or in parts."""
         self._end(ordinal, output, Outcome.RESULT, retryable=False)
         self._completed += 1
         if tokens is not None:
@@ -168,10 +177,18 @@ class RunningJob:
         self._letter_bytes += self.input.size_of(ordinal)
         self._failed += 1
 
-    def _end(self, ordinal: int, output: bytes, outcome: Outcome, *, retryable: bool) -> None:
+    def _end(
+        self,
+        ordinal: int,
+        output: bytes | tuple[bytes, ...],
+        outcome: Outcome,
+        *,
+        retryable: bool,
+    ) -> None:
         self.marks.end(ordinal)
         line = self.input.line_of(ordinal)
-        offset, length = self.results.append(output)
+        parts = (output,) if isinstance(output, bytes) else output
+        offset, length = self.results.append(*parts)
         self._entries.append((line, OutcomeAt(offset, length, outcome, retryable)))
         self.retries.pop(line, None)
         self._new_retries.pop(line, None)
@@ -185,6 +202,7 @@ class RunningJob:
     def take_batch(self) -> Batch:
         """Hand over everything that is not committed yet."""
         lines, length = self.results.take()
+        self._committing = self._letter_bytes
         admitted = self.marks.admitted
         progress = Progress(
             committed=length,
@@ -205,5 +223,5 @@ class RunningJob:
 
     def committed(self, batch: Batch) -> None:
         """Note that the batch counts: retries may start, and the next chunk."""
-        self.progress = batch.checkpoint.progress
+        self.progress, self._committing = batch.checkpoint.progress, 0
         self.marks.committed(batch.due, batch.chunk)

@@ -85,6 +85,7 @@ def _worker(facts: Facts, now: float) -> WorkerStatus:
         current_job=running[0].record.name if running else None,
         age_seconds=round(now - facts.run.last_outcome_at, 1) if running else None,
         in_flight=facts.run.in_flight,
+        in_flight_bytes=facts.run.in_flight_bytes,
         window=facts.governor.window,
         chunk_size=facts.governor.chunk_size,
         governor=facts.governor.state,

@@ -6,6 +6,7 @@ May import: contract, request, spool, ledger, jobs, engine, gpu, publish.
     runner.py        the loop: admit, collect, commit
     hindrance.py     why nothing is sent, for all jobs and for one
     attempts.py      requests in flight, each to its verdict
+    budget.py        how many bytes they, and what came back, may hold
     outcomes.py      what a reply means
     arrivals.py      what an arrival means for its job
     suspects.py      the requests of an engine that died, until their outcomes

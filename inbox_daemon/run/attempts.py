@@ -13,11 +13,12 @@ from typing import NamedTuple
 from inbox_daemon.engine.base import Engine, Reply
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.line import Request, engine_body, request_id
+from inbox_daemon.run.budget import Budget, Holding
 from inbox_daemon.run.outcomes import Action, Verdict, judge
 
 
 class Flight(NamedTuple):
-    """One request in flight, and the generation of the engine that it went to.
+    """One request in flight, the generation of the engine that it went to, and what it holds.
 
     `ahead` is how many were in flight when it was launched; `alone` says that it was sent to
     see whether the server answers at all.  A tuple like Arrival, because a
@@ -30,6 +31,7 @@ class Flight(NamedTuple):
     custom_id: str
     generation: int
     launched_at: float
+    held: Holding
     ahead: int = 0
     alone: bool = False
 
@@ -50,9 +52,11 @@ class Arrival(NamedTuple):
 class Attempts:
     """All requests in flight."""
 
-    def __init__(self, engine: Engine, timeout_s: float, wake: Callable[[], None]) -> None:
-        """Send to `engine`; call `wake` whenever something has arrived."""
-        self._engine = engine
+    def __init__(
+        self, engine: Engine, timeout_s: float, budget: Budget, wake: Callable[[], None]
+    ) -> None:
+        """Send to `engine` as the budget allows; call `wake` whenever something has arrived."""
+        self._engine, self._budget = engine, budget
         self._timeout_s = timeout_s
         self._wake = wake
         self._tasks: dict[asyncio.Task[Arrival], Flight] = {}
@@ -81,10 +85,12 @@ class Attempts:
     ) -> None:
         """Start one attempt with the job's model, at the engine of that generation."""
         line, now = run.input.line_of(ordinal), time.monotonic()
-        flight = Flight(run, ordinal, line, request.custom_id, generation, now, len(self), alone)
+        body = engine_body(request, run.record.model)
+        held = self._budget.hold(len(body))
+        ahead = len(self)
+        flight = Flight(run, ordinal, line, request.custom_id, generation, now, held, ahead, alone)
         run.marks.start(ordinal)
         self._flying[flight.generation] = self._flying.get(flight.generation, 0) + 1
-        body = engine_body(request, run.record.model)
         task = asyncio.create_task(self._attempt(flight, request.url, body))
         self._tasks[task] = flight
         task.add_done_callback(self._land)
@@ -121,14 +127,18 @@ class Attempts:
         flight = self._tasks.pop(task)
         if task.cancelled() or task.exception() is not None:
             self._bug = self._bug or (None if task.cancelled() else task.exception())
-            self._arrived.append(Arrival(flight, None))
+            arrival = Arrival(flight, None)
         else:
-            self._arrived.append(task.result())
+            arrival = task.result()
+        self._arrived.append(arrival)
+        flight.held.land(len(arrival.reply.body) if arrival.reply else 0)
         self._wake()
 
     async def _attempt(self, flight: Flight, url: str, body: bytes) -> Arrival:
         name = request_id(flight.run.record.id, flight.line)
-        reply = await self._engine.send(url, body, name, self._timeout_s)
+        sending = self._engine.send(url, body, name, self._timeout_s, flight.held)
+        del body  # the engine lets it go as soon as it is sent
+        reply = await sending
         verdict = judge(reply)
         # A server that is busy is asked only where it has not answered anything yet.
         asked = verdict.action is Action.PROBE or (verdict.action is Action.LATER and flight.alone)

@@ -7,7 +7,8 @@ Invariants: no clock, no I/O; every reply and every fault gets a verdict.
 | reply                                           | action |
 |-------------------------------------------------|--------|
 | 2xx with a JSON body that answers               | RESULT |
-| 2xx with a body that says it is no answer       | RETRY: the attempt is charged |
+| 2xx with a body that says it is no answer, or   | RETRY: the attempt is charged |
+| one over `run.max_answer_bytes`                 | |
 | 401, 403, 407, and some proxies' words for them | HOLD: the operator must act |
 | 429, 503, 529; 408 before the request's time    | LATER: overload, no request is to blame |
 | 402, 404, 409, 425, 499, a late 408; 3xx, 5xx;  | PROBE: the server's trouble, unless it |
@@ -69,6 +70,9 @@ class Verdict(NamedTuple):
 
 def judge(reply: Reply | NoReply) -> Verdict:
     """Apply the table."""
+    if isinstance(reply, NoReply) and reply.kind is NoReplyKind.TOO_LARGE:
+        message = f"{reply.message[:_MAX_MESSAGE]} (run.max_answer_bytes); ask for less"
+        return Verdict(action=Action.RETRY, code="answer_too_large", message=message)
     if isinstance(reply, NoReply):
         timeout = reply.kind is NoReplyKind.TIMEOUT
         return Verdict(

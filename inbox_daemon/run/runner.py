@@ -31,6 +31,7 @@ from inbox_daemon.request.faults import LineFaultError
 from inbox_daemon.request.line import parse_request
 from inbox_daemon.run.arrivals import Arrivals
 from inbox_daemon.run.attempts import Arrival, Attempts
+from inbox_daemon.run.budget import Budget
 from inbox_daemon.run.dead_letters import DeadLetters
 from inbox_daemon.run.hindrance import Hindrances
 from inbox_daemon.run.lifecycle import Lifecycle
@@ -72,7 +73,10 @@ class Runner:
         self._wake = asyncio.Event()
         self._letters = DeadLetters(config.limits.max_line_bytes)
         self._suspects = Suspects(jobs, ledger.get_state(STATE), self._set_aside_poison)
-        self._attempts = Attempts(engine, config.run.request_timeout_s, self._wake.set)
+        self._budget = Budget(config.run.max_in_flight_bytes)
+        self._attempts = Attempts(
+            engine, config.run.request_timeout_s, self._budget, self._wake.set
+        )
         self._commit = GroupCommit(
             config.run,
             jobs,
@@ -115,6 +119,11 @@ class Runner:
         return len(self._attempts)
 
     @property
+    def unanswered(self) -> int:
+        """The number of those whose answer does not wait for memory."""
+        return self.in_flight - self._budget.waiting
+
+    @property
     def finished(self) -> int:
         """The number of requests that got their outcome since the daemon began."""
         return self._arrivals.results + self._letters.count
@@ -145,6 +154,7 @@ class Runner:
             waiting=self._hindrances.of_jobs(),
             bisecting=self._suspects.bisecting,
             in_flight=self.in_flight,
+            in_flight_bytes=self._budget.held,
             deaths=self._suspects.deaths,
             last_outcome_at=self._last_outcome_at,
         )
@@ -160,16 +170,8 @@ class Runner:
         while not self._drained():
             self.turned_at = time.monotonic()
             # Give what has arrived its consequence, and a death of the engine its own.
-            before, flying = self.finished, len(self._attempts)
-            for arrival in self._attempts.take():
-                flight = arrival.flight
-                self._feed_governor(arrival, flying)
-                flying -= 1
-                try:
-                    self._arrivals.take(arrival)
-                except DamagedJobError as error:
-                    flight.run.damage = error
-                    flight.run.marks.abandon(flight.ordinal)
+            before = self.finished
+            self._take_arrivals()
             if self._suspects.lost and not len(self._attempts):
                 self._suspects.engine_died()
             if self.finished > before:
@@ -188,19 +190,38 @@ class Runner:
                 elif not self._hindrances.draining:
                     self._lifecycle.start(record)
             self._admit()
-            if self._commit.due(time.monotonic(), draining=self._hindrances.draining):
+            pressed, draining = self._budget.waiting > 0, self._hindrances.draining
+            if self._commit.due(time.monotonic(), draining=draining, pressed=pressed):
                 self._commit.busy = True
                 self._in_the_background(self._commit.commit())
             if not self._commit.busy:
                 self._lifecycle.publish_complete()
             await self._wait()
 
+    def _take_arrivals(self) -> None:
+        """Give each arrival its consequence, one at a time, so that none is held twice."""
+        flying = len(self._attempts)
+        arrived = self._attempts.take()
+        arrived.reverse()
+        while arrived:
+            arrival = arrived.pop()
+            flight = arrival.flight
+            self._feed_governor(arrival, flying)
+            flying -= 1
+            try:
+                self._arrivals.take(arrival)
+            except DamagedJobError as error:
+                flight.run.damage = error
+                flight.run.marks.abandon(flight.ordinal)
+        self._budget.settle(sum(run.uncommitted_bytes for run in self._jobs.runs()))
+
     def _feed_governor(self, arrival: Arrival, in_flight: int) -> None:
         """Tell the governor what an arrival says of how much the server takes."""
         verdict = arrival.verdict
         if verdict is None or arrival.lost or verdict.action is Action.HOLD:
             return
-        overloaded = verdict.action is Action.LATER or arrival.reply is None
+        silent = verdict.action is Action.PROBE and arrival.reply is None
+        overloaded = verdict.action is Action.LATER or silent
         if verdict.action is not Action.PROBE or overloaded:
             launched_at = arrival.flight.launched_at
             self._governor.take_reply(launched_at, self.turned_at, in_flight, overloaded=overloaded)
@@ -291,11 +312,16 @@ class Runner:
             return
         # Asked once a turn, as it costs as much as a request.
         room, generation = self._governor.window - self.in_flight, self._engine.info.generation
+        full = False
         for run in runs:
             marks, now, turns = run.marks, time.monotonic(), 0
             while room > 0 and turns < LAUNCHES and run.damage is None:
                 ordinal = marks.next_ordinal(now)
                 if ordinal is None:
+                    break
+                if not self._budget.allows(run.input.size_of(ordinal)):
+                    marks.put_back(ordinal)
+                    room, full = 0, True
                     break
                 room -= self._launch(run, ordinal, generation)
                 turns += 1
@@ -303,7 +329,7 @@ class Runner:
                 self.wake()
             # The next chunk is admitted before the last one is spent, so that it need not wait.
             self._admit_chunks([run])
-            self.limited = self.limited or (room <= 0 and marks.startable > 0)
+            self.limited = self.limited or (room <= 0 and not full and marks.startable > 0)
         self._start_next(runs, room=room > 0)
 
     def _start_next(self, runs: list[RunningJob], *, room: bool) -> None:
@@ -364,6 +390,8 @@ class Runner:
             run = self._jobs.run_of(job_id)
             if run is None or run.damage is not None or not run.is_open(line):
                 self._suspects.forget((job_id, line))
+            elif not self._budget.allows(run.input.size_of(run.input.ordinal_of(line))):
+                return
             elif run.marks.take_suspect(run.input.ordinal_of(line)):
                 self._launch(run, run.input.ordinal_of(line), self._engine.info.generation)
 

@@ -69,7 +69,7 @@ class Worker:
             self.governor.read_engine(load, runner.in_flight, done, now, limited=runner.limited)
             if self.governor.window > before:
                 runner.wake()
-            if hangs.update(time.monotonic(), runner.in_flight, finished, load.tokens):
+            if hangs.update(time.monotonic(), runner.unanswered, finished, load.tokens):
                 await self.engine.restart("it neither answered nor made a token for too long")
 
     async def read_gpu(self) -> None:

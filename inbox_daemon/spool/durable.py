@@ -21,7 +21,7 @@ import secrets
 import shutil
 import stat
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 # What the calls below raise, by number, where there is no room for what they would write.
@@ -30,6 +30,7 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _CAP_LEASE = 28
 _COPY_BYTES = 1 << 20
+_JOIN_BYTES = 1 << 18
 _FLOCK = struct.Struct("hhqqi4x")  # fcntl.h: struct flock
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -118,13 +119,28 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_at(fd: int, data: bytes, offset: int) -> None:
-    """Write every byte at `offset` and make them last (not the file's times)."""
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
+def write_at(fd: int, parts: Iterable[bytes], offset: int) -> None:
+    """Write every byte of the parts at `offset` and make them last (not the file's times)."""
+    for block in _blocks(parts):
+        view = memoryview(block)
+        while view:
+            count = os.pwrite(fd, view, offset)
+            view, offset = view[count:], offset + count
     os.fdatasync(fd)
+
+
+def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small parts, as a call for each would take longer, and copy no large one."""
+    small, size = list[bytes](), 0
+    for part in parts:
+        small.append(part)
+        size += len(part)
+        if size >= _JOIN_BYTES:
+            large = small.pop() if len(part) >= _JOIN_BYTES else b""
+            yield b"".join(small)
+            yield large
+            small, size = [], 0
+    yield b"".join(small)
 
 
 def replace_file(path: Path, data: bytes, workplace: Path) -> None:

@@ -35,7 +35,7 @@ from inbox_daemon.contract import job_documents
 from inbox_daemon.contract.config import Config
 from inbox_daemon.contract.names import OUTPUT
 from inbox_daemon.contract.states import Priority
-from inbox_daemon.engine.base import NoReply, Reply
+from inbox_daemon.engine.base import NoReply, Reply, Room
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.intake import loop
 from inbox_daemon.intake.watch import Watcher
@@ -100,7 +100,7 @@ class Answers(InertEngine):
         self._sends = sends
 
     async def send(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
         """Answer by what the request's text asks for."""
         custom_id, text = json.loads(body)["messages"][0]["content"].split(": ", 1)

@@ -22,7 +22,7 @@ from ulid import ULID
 
 from builders import config
 from flow import DAY_S, DeafWatcher
-from inbox_daemon.engine.base import NoReply, Reply
+from inbox_daemon.engine.base import NoReply, Reply, Room
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.intake import admission, loop, redrive
 from inbox_daemon.intake.watch import Watcher
@@ -84,7 +84,7 @@ class Answers(InertEngine):
         self._failed = False
 
     async def send(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
         """Answer by what the request's text asks for."""
         job, custom_id, text = json.loads(body)["messages"][0]["content"].split(": ")

@@ -3,16 +3,17 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import cast
 
 import orjson
 import pytest
 
-from inbox_daemon.engine.base import Load, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.base import Load, NoReply, NoReplyKind, Reply, Room
 from inbox_daemon.engine.client import Client, Probe
 from inbox_daemon.engine.load import parse_load
-from standin_process import CHAT, chat, echoed, running_standin
+from standin_process import CHAT, ample_room, chat, echoed, running_standin
 
 LONG_S = 30.0
 
@@ -22,14 +23,16 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     """Connect to a stand-in over its Unix socket."""
     path = tmp_path / "s"
     async with running_standin("--socket", str(path), "--latency", "0.001"):
-        client = Client(f"unix:{path}", max_body_bytes=100_000)
+        client = Client(f"unix:{path}", max_answer_bytes=100_000)
         yield client
         await client.close()
 
 
-async def ask(client: Client, text: str, timeout_s: float = LONG_S) -> Reply | NoReply:
+async def ask(
+    client: Client, text: str, timeout_s: float = LONG_S, room: Room | None = None
+) -> Reply | NoReply:
     """Send a chat with this text."""
-    return await client.post(CHAT, chat(text), "r-1", timeout_s)
+    return await client.post(CHAT, chat(text), "r-1", timeout_s, room or ample_room())
 
 
 async def test_a_request_is_answered_with_status_body_and_its_own_id(client: Client) -> None:
@@ -67,7 +70,87 @@ async def test_a_server_that_lists_its_models_accepts_us(client: Client) -> None
 async def test_an_answer_over_the_cap_is_a_fault(client: Client) -> None:
     """An answer larger than the cap is abandoned instead of held in memory."""
     fault = await ask(client, "[[big=200000]]")
-    assert fault == NoReply(NoReplyKind.CONNECTION, "the answer is over 100000 bytes")
+    assert fault == NoReply(NoReplyKind.TOO_LARGE, "the answer is over 100000 bytes")
+
+
+async def test_a_length_over_the_cap_is_not_read(tmp_path: Path) -> None:
+    """Of an answer whose length says that it is over the cap nothing is waited for."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100001\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, tmp_path / "s")
+    client = Client(f"unix:{tmp_path / 's'}", max_answer_bytes=100_000)
+    assert await ask(client, "x") == NoReply(
+        NoReplyKind.TOO_LARGE, "the answer is over 100000 bytes"
+    )
+    await client.close()
+    server.close()
+
+
+class Doors:
+    """Room that opens when the test says so."""
+
+    def __init__(self) -> None:
+        """Be closed."""
+        self.open = asyncio.Event()
+        self.asked: list[int] = []
+
+    def take(self, count: int) -> Awaitable[object]:
+        """Wait for the door."""
+        self.asked.append(count)
+        return self.open.wait()
+
+
+async def test_an_answer_waits_for_room_and_its_time_stands_still(client: Client) -> None:
+    """An answer's length is asked for before it is read; the wait is no part of the timeout."""
+    room = Doors()
+    task = asyncio.create_task(ask(client, "[[big=50000]]", 0.5, cast("Room", room)))
+    while not room.asked:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.6)
+    assert not task.done()
+    room.open.set()
+    reply = await task
+    assert isinstance(reply, Reply)
+    assert room.asked == [len(reply.body)]
+
+
+async def test_an_answer_without_a_length_is_counted_as_it_comes(tmp_path: Path) -> None:
+    """What a chunked answer brings is counted part by part, and reading stops with no room."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(100):
+            writer.write(b"%x\r\n%s\r\n" % (50_000, b"x" * 50_000))
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, tmp_path / "s")
+    client, room = Client(f"unix:{tmp_path / 's'}"), Doors()
+    task = asyncio.create_task(ask(client, "x", room=cast("Room", room)))
+    while not room.asked:
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    room.open.set()
+    reply = await task
+    assert isinstance(reply, Reply)
+    assert len(reply.body) == sum(room.asked) == 5_000_000
+    assert len(room.asked) > 2
+    await client.close()
+    server.close()
+
+
+async def test_a_large_body_arrives_whole(client: Client) -> None:
+    """A body that is written in pieces reaches the server as one."""
+    text = "grüß dich " * 100_000
+    reply = await client.post(CHAT, chat(text), "r-1", LONG_S, ample_room())
+    assert isinstance(reply, Reply)
+    assert reply.status == 400  # more words than it takes: so it has read them all
 
 
 async def test_an_error_status_is_a_reply(client: Client) -> None:

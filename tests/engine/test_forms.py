@@ -14,7 +14,7 @@ from inbox_daemon.engine.base import EngineKind, EngineState, NoReply, NoReplyKi
 from inbox_daemon.engine.process.child import Launch
 from inbox_daemon.engine.process.servers import ChildServer
 from inbox_daemon.engine.supervisor import Supervisor
-from standin_process import CHAT, PROGRAM, QUICK, Watched, chat
+from standin_process import CHAT, PROGRAM, QUICK, Watched, ample_room, chat
 
 LACKS = ("--lacks", "/v1/embeddings")
 EMBED = orjson.dumps({"input": "text"})
@@ -52,7 +52,10 @@ async def test_a_path_that_the_faster_form_lacks_brings_the_other(run: Run) -> N
     async with run(*LACKS) as watched:
         await watched.engine.wait_ready()
         replies = await asyncio.gather(
-            *(watched.engine.send("/v1/embeddings", EMBED, f"r-{n}", 30) for n in range(20))
+            *(
+                watched.engine.send("/v1/embeddings", EMBED, f"r-{n}", 30, ample_room())
+                for n in range(20)
+            )
         )
         assert {reply.kind for reply in replies if isinstance(reply, NoReply)} == {
             NoReplyKind.CONNECTION
@@ -61,7 +64,7 @@ async def test_a_path_that_the_faster_form_lacks_brings_the_other(run: Run) -> N
         assert await watched.engine.lost(0)
         info = await watched.until(lambda info: info.state is EngineState.READY)
         assert (info.generation, info.restarts) == (1, 1)
-        reply = await watched.engine.send("/v1/embeddings", EMBED, "again", 30)
+        reply = await watched.engine.send("/v1/embeddings", EMBED, "again", 30, ample_room())
         assert isinstance(reply, Reply)
         assert reply.status == 200
 
@@ -70,7 +73,7 @@ async def test_a_404_about_the_model_is_an_answer(run: Run) -> None:
     """A path that is served may still answer 404, and that reaches the caller."""
     async with run(*LACKS) as watched:
         await watched.engine.wait_ready()
-        reply = await watched.engine.send(CHAT, chat("x", model="unknown"), "r", 30)
+        reply = await watched.engine.send(CHAT, chat("x", model="unknown"), "r", 30, ample_room())
         assert isinstance(reply, Reply)
         assert reply.status == 404
         assert watched.engine.info.generation == 0
@@ -80,7 +83,7 @@ async def test_a_path_that_no_form_serves_is_an_answer(run: Run) -> None:
     """Once the safer form runs, a 404 is the server's answer."""
     async with run("--die-at-start", "RuntimeError: no") as watched:
         await watched.engine.wait_ready()
-        reply = await watched.engine.send("/v1/nothing", EMBED, "r", 30)
+        reply = await watched.engine.send("/v1/nothing", EMBED, "r", 30, ample_room())
         assert isinstance(reply, Reply)
         assert reply.status == 404
 

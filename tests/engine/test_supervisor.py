@@ -20,6 +20,7 @@ from standin_process import (
     QUICK,
     Watched,
     alive,
+    ample_room,
     ask,
     chat,
     echoed,
@@ -298,7 +299,7 @@ async def test_an_unknown_model_has_the_list_read_at_once(tmp_path: Path) -> Non
         await ready(watched)
         models.write_text("adapter")
         body = chat("hello", model="gone")
-        reply = await watched.engine.send(CHAT, body, "r-1", LONG_S)
+        reply = await watched.engine.send(CHAT, body, "r-1", LONG_S, ample_room())
         assert isinstance(reply, Reply)
         assert reply.status == 404
         await watched.until(lambda info: info.models == ("standin", "adapter"))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import config, job_record, make_spool, request
-from inbox_daemon.engine.base import EngineKind, Load, NoReply, Reply
+from inbox_daemon.engine.base import EngineKind, Load, NoReply, Reply, Room
 from inbox_daemon.engine.window import DEFAULT_WINDOW
 from inbox_daemon.gpu.governor import MIN_WINDOW, STEADY_READINGS, Change, Governor
 from inbox_daemon.gpu.heat import CALM_READINGS, GovernorState
@@ -286,7 +286,7 @@ class Answering(InertEngine):
         self.held: list[asyncio.Future[None]] = []
 
     async def send(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
         """Hold a request until `answer`."""
         self.held.append(asyncio.get_running_loop().create_future())

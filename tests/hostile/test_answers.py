@@ -13,6 +13,7 @@ from inbox_daemon.engine.base import NoReply, Reply
 from inbox_daemon.engine.client import Client
 from inbox_daemon.request.line import error_line, output_line
 from inbox_daemon.run.outcomes import Action, judge
+from standin_process import ample_room
 
 PLAIN = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Request-Id: cmpl-1\r\n"
@@ -84,11 +85,11 @@ async def served(tmp_path: Path) -> AsyncIterator[tuple[Server, Client]]:
 
 async def write_down(client: Client) -> Reply | NoReply:
     """Send a request and write what would go into the job's files."""
-    reply = await client.post("/v1/completions", b"{}", "ours", 5.0)
+    reply = await client.post("/v1/completions", b"{}", "ours", 5.0, ample_room())
     verdict = judge(reply)
     if verdict.action is Action.RESULT:
         assert isinstance(reply, Reply)
-        line = output_line(JOB_ID, 1, "a", reply.status, reply.request_id, reply.body)
+        line = b"".join(output_line(JOB_ID, 1, "a", reply.status, reply.request_id, reply.body))
     else:
         code, response = verdict.code or "x", verdict.response
         line = error_line(JOB_ID, 1, "a", code, verdict.message, response)

@@ -247,7 +247,7 @@ def test_the_published_schema_accepts_what_the_daemon_accepts(line: dict[str, An
 def test_an_answer_is_passed_on_byte_for_byte() -> None:
     """The engine's body stands in the output line exactly as it came, its spacing included."""
     body = b'{"b" : 1.0,  "a":[ 1e5, "\\u00e9" ]}'
-    line = output_line("JOB", 3, "c", 200, "srv-1", body)
+    line = b"".join(output_line("JOB", 3, "c", 200, "srv-1", body))
     assert body in line
     assert line.endswith(b"}\n")
     assert orjson.loads(line) == {
@@ -258,6 +258,15 @@ def test_an_answer_is_passed_on_byte_for_byte() -> None:
     }
 
 
+def test_a_large_answer_stands_in_its_line_and_is_not_copied() -> None:
+    """The line of a large answer has the same shape, and the engine's own bytes as a part."""
+    body = orjson.dumps({"text": "x" * (1 << 17)})
+    parts = output_line("JOB", 3, "c", 200, "srv-1", body)
+    assert any(part is body for part in parts)
+    small = b"".join(output_line("JOB", 3, "c", 200, "srv-1", b"{}"))
+    assert b"".join(parts) == small.replace(b'"body":{}', b'"body":' + body)
+
+
 @given(OBJECT, st.sampled_from([None, 2]), st.text())
 def test_an_output_line_is_one_line_whatever_it_holds(
     body: dict[str, Any], indent: int | None, custom_id: str
@@ -265,7 +274,7 @@ def test_an_output_line_is_one_line_whatever_it_holds(
     """However the engine formats its body, the result is one line with the same value."""
     custom_id = custom_id.encode("utf-8", "replace").decode()
     pretty = json.dumps(body, indent=indent).replace("\n", "\r\n").encode()
-    line = output_line("JOB", 1, custom_id, 200, "r", pretty)
+    line = b"".join(output_line("JOB", 1, custom_id, 200, "r", pretty))
     assert line.count(b"\n") == 1
     assert b"\r" not in line
     assert orjson.loads(line)["response"]["body"] == body

@@ -389,9 +389,9 @@ def break_file(monkeypatch: pytest.MonkeyPatch, step: str, job_id: str, error: i
             strike(name)
         return real_pread(fd, size, offset)
 
-    def write(fd: int, data: bytes, offset: int) -> None:
+    def write(fd: int, parts: list[bytes], offset: int) -> None:
         strike(str(Path(f"/proc/self/fd/{fd}").readlink()))
-        real_write(fd, data, offset)
+        real_write(fd, parts, offset)
 
     if step == "open":
         monkeypatch.setattr(os, "open", open_it)
@@ -447,12 +447,12 @@ async def test_a_full_disk_holds_a_commit_up_and_loses_nothing(
     bench.add(*map(line, ids(100)))
     real = durable.write_at
 
-    def write(fd: int, data: bytes, offset: int) -> None:
+    def write(fd: int, parts: list[bytes], offset: int) -> None:
         nonlocal failures
         if failures:
             failures -= 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(fd, data, offset)
+        real(fd, parts, offset)
 
     monkeypatch.setattr(durable, "write_at", write)
     monkeypatch.setattr(bench.spool, "free", lambda: (0 if failures else 1 << 40, 1 << 40))
@@ -476,7 +476,7 @@ def fill_file_of(
     monkeypatch.setattr(commit, "FULL_PAUSE_S", 0.002)
     real, full = durable.write_at, [job_id]
 
-    def write(fd: int, data: bytes, offset: int) -> None:
+    def write(fd: int, data: list[bytes], offset: int) -> None:
         if any(name in os.readlink(f"/proc/self/fd/{fd}") for name in full):  # noqa: PTH115 - short
             raise OSError(error, os.strerror(error))
         real(fd, data, offset)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from inbox_daemon.engine.base import NoReply, Reply, Room
 from inbox_daemon.jobs import commit
 from inbox_daemon.jobs.running import RunningJob
 from inbox_daemon.request.line import parse_request
 from inbox_daemon.run.attempts import Attempts
+from inbox_daemon.run.budget import Budget
 from run_checks import Make, ids, prove
 from scripted_runner import Bench, line
 
@@ -270,10 +272,12 @@ async def test_a_retry_starts_after_its_charge_is_on_the_disk(make: Make) -> Non
     seen: list[int] = []
     send = bench.engine.send
 
-    async def watch(url: str, body: bytes, request_id: str, timeout_s: float) -> Any:  # noqa: ANN401 - a reply
+    async def watch(
+        url: str, body: bytes, request_id: str, timeout_s: float, room: Room
+    ) -> Reply | NoReply:
         known = bench.ledger.retries(bench.queue.runs()[0].record.id)
         seen.append(known[1].failures if known else 0)
-        return await send(url, body, request_id, timeout_s)
+        return await send(url, body, request_id, timeout_s, room)
 
     bench.engine.send = watch  # type: ignore[method-assign] # a look at each attempt
     await bench.finish()
@@ -291,7 +295,7 @@ async def test_every_flight_ends_even_if_it_never_began(make: Make) -> None:
     record = bench.queue.entries[job_id].record
     run = RunningJob(record, bench.spool, bench.ledger)
     woken: list[int] = []
-    attempts = Attempts(bench.engine, 1.0, lambda: woken.append(1))
+    attempts = Attempts(bench.engine, 1.0, Budget(1 << 20), lambda: woken.append(1))
     request = parse_request(run.input.read(0), bench.config.limits)
     attempts.launch(run, 0, request, 1)
     attempts.abort(run)

@@ -94,7 +94,7 @@ def test_writing_goes_on_after_a_short_write(
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, bytes(data[:3]), at))
     durable.write_file(tmp_path / "a", DATA)
     fd = os.open(tmp_path / "a", os.O_RDWR)
-    durable.write_at(fd, b"SOME", 0)
+    durable.write_at(fd, [b"SO", b"ME"], 0)
     os.close(fd)
     assert (tmp_path / "a").read_bytes() == b"SOME content\n"
 
@@ -103,7 +103,7 @@ def test_writing_at_an_offset_is_synced(tmp_path: Path, syncs: list[str]) -> Non
     """What a journal writes lasts on return."""
     (tmp_path / "a").write_bytes(b"0123456789")
     fd = os.open(tmp_path / "a", os.O_RDWR)
-    durable.write_at(fd, b"xy", 4)
+    durable.write_at(fd, [b"x", b"y"], 4)
     os.close(fd)
     assert (tmp_path / "a").read_bytes() == b"0123xy6789"
     assert syncs == [str(tmp_path / "a")]

@@ -21,7 +21,7 @@ import orjson
 
 from builders import JOB_ID, config, job_record, make_spool
 from inbox_daemon.contract.config import Config
-from inbox_daemon.engine.base import EngineKind, EngineState, NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.base import EngineKind, EngineState, NoReply, NoReplyKind, Reply, Room
 from inbox_daemon.gpu.governor import Governor
 from inbox_daemon.jobs.recovery import recover
 from inbox_daemon.ledger import Ledger
@@ -37,7 +37,8 @@ URL = "/v1/completions"
 def line(custom_id: str, *script: object, **body: object) -> bytes:
     """A request with what the engine will do: a status for each attempt, then 200.
 
-    In place of a status: "timeout", "reset", "wait" (until released), "die".
+    In place of a status: "timeout", "reset", "wait" (until released), "die", "too_large".
+    With `max_tokens`, the answer has so many bytes of text.
     """
     prompt = orjson.dumps({"script": list(script), "echo": custom_id}).decode()
     line = {"custom_id": custom_id, "url": URL, "body": {"prompt": prompt} | body}
@@ -68,7 +69,7 @@ class ScriptedEngine(InertEngine):
         return EngineKind(owned=self.owned)
 
     async def send(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
         """Play the next step of the request's script."""
         if self.info.state is not EngineState.READY:  # it died since this was launched
@@ -87,7 +88,11 @@ class ScriptedEngine(InertEngine):
             await self._think()
             scripted = steps[number] if number < len(steps) else 200
             self._act(self.refusing or scripted, parsed, answer)
-            return await answer
+            reply = await answer
+            waiting = room.take(len(reply.body)) if isinstance(reply, Reply) else None
+            if waiting is not None:
+                await waiting
+            return reply
         finally:
             self.flying.pop(name, None)
 
@@ -112,6 +117,8 @@ class ScriptedEngine(InertEngine):
                 self.die()
             case "wait":
                 self.bench.tasks.add(asyncio.create_task(self._release(answer, parsed)))
+            case "too_large":
+                answer.set_result(NoReply(NoReplyKind.TOO_LARGE, "the answer is over 5 bytes"))
             case "timeout":
                 answer.set_result(NoReply(NoReplyKind.TIMEOUT, "no answer in time"))
             case "reset":
@@ -129,6 +136,8 @@ class ScriptedEngine(InertEngine):
         if status == 200:
             usage = {"prompt_tokens": 1, "completion_tokens": 2}
             body = {"echo": parsed["echo"], "model": parsed.get("model"), "usage": usage}
+            if length := parsed.get("max_tokens"):
+                body["text"] = "x" * length
         else:
             body = {"error": {"type": f"E{status}", "message": f"status {status}"}}
         return Reply(status, orjson.dumps(body), f"srv-{parsed['echo']}")

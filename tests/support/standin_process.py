@@ -12,7 +12,8 @@ import orjson
 
 from inbox_daemon.contract.config import Config
 from inbox_daemon.engine import Timing, open_engine
-from inbox_daemon.engine.base import Engine, EngineInfo, EngineState, NoReply, Reply
+from inbox_daemon.engine.base import Engine, EngineInfo, EngineState, NoReply, Reply, Room
+from inbox_daemon.run.budget import Budget
 
 PROGRAM = Path(__file__).with_name("standin.py")
 CHAT = "/v1/chat/completions"
@@ -85,7 +86,12 @@ class Watched:
 
 async def ask(watched: Watched, text: str) -> Reply | NoReply:
     """Send a chat with this text."""
-    return await watched.engine.send(CHAT, chat(text), "r-1", LONG_S)
+    return await watched.engine.send(CHAT, chat(text), "r-1", LONG_S, ample_room())
+
+
+def ample_room() -> Room:
+    """Room for any answer."""
+    return Budget(1 << 40).hold(0)
 
 
 async def ready(watched: Watched, generation: int = 0) -> EngineInfo:

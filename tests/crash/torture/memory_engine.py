@@ -20,6 +20,7 @@ from inbox_daemon.engine.base import (
     NoReply,
     NoReplyKind,
     Reply,
+    Room,
 )
 from standin_answers import error, last_text
 from standin_faults import find_faults
@@ -79,7 +80,7 @@ class MemoryEngine:
             await asyncio.sleep(self._restart_s)
 
     async def send(
-        self, url: str, body: bytes, request_id: str, timeout_s: float
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
     ) -> Reply | NoReply:
         """Execute one request."""
         if self._info.state is not EngineState.READY:
