@@ -10,7 +10,7 @@ drop is taken away, so a crash at any point ends in the same answer.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from inbox_daemon.contract.names import (
     safe_stem,
     sidecars_of,
 )
-from inbox_daemon.contract.records import DeadLetter, Ended, JobRecord
+from inbox_daemon.contract.records import Ended, JobRecord
 from inbox_daemon.contract.states import Priority
 from inbox_daemon.intake import gate
 from inbox_daemon.intake.gate import Pass, Refuse, Wait
@@ -69,7 +69,11 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Our own copy of a drop; `signature` is None where there was no drop, but a redrive."""
+    """Our own copy of a drop; `signature` is None where there was no drop, but a redrive.
+
+    Its lines run again, in their order, the dead letters of the job `redrive_of` that have
+    the line numbers `redriven`.
+    """
 
     job_id: str
     name: str
@@ -78,7 +82,7 @@ class Claim:
     size: int
     signature: Signature | None
     redrive_of: str | None = None
-    redriven: list[tuple[int, DeadLetter]] = field(default_factory=list)
+    redriven: Sequence[int] = ()
 
     @property
     def job(self) -> str:

@@ -7,6 +7,7 @@ is being run again is not run a third time beside it; requests that never were v
 are left alone.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,13 +53,13 @@ class Redriver:
         origin = self.ledger.job(job_id)
         # A job that was bound to another model names the old one in its lines.
         model = origin.model if origin and origin.earlier_models else None
-        redriven: list[tuple[int, DeadLetter]] = []
+        redriven = array("I")  # no letter is kept: there may be very many, and large ones
 
         def lines() -> Iterator[bytes]:
             nonlocal name
             for letter in self._chosen(ALL, reason, job_id):
                 name = name or self._new_name(letter.job)
-                redriven.append((len(redriven) + 1, letter.model_copy(update={"request": None})))
+                redriven.append(letter.line)
                 request = with_model(letter.request, model) if model else letter.request
                 yield orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
 

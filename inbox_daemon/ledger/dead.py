@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from inbox_daemon.contract.records import DeadLetter
 from inbox_daemon.ledger.store import Store, line_key, line_of, load
 
-_PAGE_OF_LETTERS = 200
+_PAGE_OF_LETTERS, _PAGE_BYTES = 200, 1 << 20
 
 
 class DeadLetters(Store):
@@ -26,12 +26,13 @@ class DeadLetters(Store):
     def _dead_page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, bytes]]:
         page: list[tuple[bytes, bytes]] = []
         with self._read() as txn, txn.cursor(db=self._db["dead"]) as cursor:
-            found = cursor.set_range(after + b"\0" if after else prefix)
-            while found and len(page) < _PAGE_OF_LETTERS:
+            found, size = cursor.set_range(after + b"\0" if after else prefix), 0
+            while found and len(page) < _PAGE_OF_LETTERS and size < _PAGE_BYTES:
                 key, value = map(bytes, cursor.item())
                 if not key.startswith(prefix):
                     break
                 page.append((key, value))
+                size += len(value)
                 found = cursor.next()
         return page
 

@@ -4,14 +4,18 @@ Purpose: a job's record from its admission until its re-delivery counts as new.
 Invariant: a job's lines go when it is finished; its record and dead letters stay.
 """
 
+from collections.abc import Sequence
+from itertools import islice
+
 import lmdb
 
-from inbox_daemon.contract.records import DeadLetter, Ended, InvalidLine, JobRecord
+from inbox_daemon.contract.records import Ended, InvalidLine, JobRecord
 from inbox_daemon.ledger.ended import Endings
 from inbox_daemon.ledger.store import line_key, load
 
 _PER_LINE = ("lines", "retries", "invalid", "redrives")
 _ROW_BYTES = 1024
+_AT_ONCE = 1000
 
 
 class JobRows(Endings):
@@ -21,20 +25,21 @@ class JobRows(Endings):
         self,
         job: JobRecord,
         invalid: list[InvalidLine],
-        redriven: list[tuple[int, DeadLetter]] | None = None,
+        redriven: Sequence[int] = (),
     ) -> None:
         """Know a job before its file is moved to queued/.
 
-        `redriven` says which of its lines runs which dead letter again.
+        Its first line runs the dead letter of line `redriven[0]` of the job `redrive_of` again,
+        its second one that of the next, and so on.
         """
-        with self._write(_ROW_BYTES * (len(invalid) + len(redriven or []))) as txn:
+        with self._write(_ROW_BYTES * (len(invalid) + len(redriven))) as txn:
             self._put(txn, "jobs", job.id.encode(), job)
             txn.put(_delivery(job.name, job.sha256), job.id.encode(), db=self._db["deliveries"])
             for line in invalid:
                 key = line_key(job.id, line.line)
                 self._put_raw(txn, "invalid", key, line.fault.model_dump_json().encode())
-            for number, letter in redriven or []:
-                origin = line_key(letter.job_id, letter.line)
+            for number, letter in enumerate(redriven, 1):
+                origin = line_key(job.redrive_of or "", letter)
                 self._put_raw(txn, "redrives", line_key(job.id, number), origin)
 
     def update(self, job: JobRecord) -> None:
@@ -46,14 +51,25 @@ class JobRows(Endings):
         """Close a published job: its record stays for re-deliveries, its lines go.
 
         Its dead letters stay until they are redriven or purged; those of another job
-        that it has run again are answered and go.
+        that it has run again are answered and go.  Those go first, some at a time, as a
+        transaction holds in memory what it changes; a crash in between goes on here, because
+        the job is in outbox/ by then.
         """
+        while self._forget_answered(job.id):
+            pass
         with self._write() as txn:
             self._put(txn, "jobs", job.id.encode(), job)
-            for _, origin in list(self._rows(txn, "redrives", job.id)):
-                txn.delete(origin, db=self._db["dead"])
             self._forget_lines(txn, job.id)
             self._record_ended(txn, ended)
+
+    def _forget_answered(self, job_id: str) -> bool:
+        """Remove some dead letters that a job has run again; False if there were none left."""
+        with self._write() as txn:
+            rows = list(islice(self._rows(txn, "redrives", job_id), _AT_ONCE))
+            for key, origin in rows:
+                txn.delete(origin, db=self._db["dead"])
+                txn.delete(key, db=self._db["redrives"])
+        return bool(rows)
 
     def forget(self, job_id: str, ended: Ended | None = None) -> None:
         """Remove a job that never reached queued/, is damaged, or whose time is over.

@@ -70,6 +70,18 @@ def test_growth_starts_and_recovery_are_measured(tmp_path: Path) -> None:
     assert found["full_queue"]["jobs"] == 5
 
 
+@pytest.mark.slow
+def test_the_most_memory_is_measured(tmp_path: Path) -> None:
+    """Each case has its peaks: of answers, lines and what is done with dead letters."""
+    large = ("--sizes", "200000", "--volume", "4", "--line", "200000", "--lines", "9")
+    more = ("--letters", "300", "--max-in-flight-bytes", "1000000")
+    found = run("memory", tmp_path, *large, *more)["figures"]
+    assert set(found) == {"answers 200000", "lines 200000", "letters 300"}
+    assert found["answers 200000"]["most_mib"] > found["answers 200000"]["anon_mib"] > 0
+    assert found["letters 300"]["list_mib"] > 0
+    assert all(found["letters 300"][step]["most_mib"] > 0 for step in ("published", "answered"))
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(1500)
 @pytest.mark.xdist_group("vllm")

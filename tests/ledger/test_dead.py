@@ -1,11 +1,16 @@
 """The ledger's dead letters: paged, redriven, purged."""
 
+import tracemalloc
+
+import pytest
+
 from builders import JOB_ID, dead_letter, job_record
 from inbox_daemon.contract.job_documents import ended_job
 from inbox_daemon.contract.records import (
     Checkpoint,
     Progress,
 )
+from inbox_daemon.ledger import jobs
 from ledger_rows import OTHER, Open
 
 # -- checkpoints --------------------------------------------------------------------
@@ -23,6 +28,19 @@ def test_dead_letters_are_paged_without_a_gap(reopen: Open) -> None:
     assert list(ledger.dead_letters(OTHER)) == other
     assert ledger.dead_count() == 452
     assert ledger.dead_letter(OTHER, 2) == other[1]
+
+
+def test_a_page_of_large_letters_is_a_short_one(reopen: Open) -> None:
+    """Of letters that hold a megabyte each, one or two are in memory at a time."""
+    ledger = reopen()
+    many = [dead_letter(line, request="x" * (1 << 20)) for line in range(1, 33)]
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=many)])
+    assert list(ledger.dead_letters()) == many
+    tracemalloc.start()
+    assert sum(1 for _ in ledger.dead_letters()) == 32
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 24 << 20  # of which orjson asks for some 14 to parse one
 
 
 def test_letters_may_go_while_they_are_walked(reopen: Open) -> None:
@@ -43,7 +61,7 @@ def test_redriven_letters_stay_until_their_new_job_has_answered(reopen: Open) ->
     ledger = reopen()
     ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(4), dead_letter(9)])])
     again = job_record(OTHER, "again", redrive_of=JOB_ID)
-    ledger.accept(again, [], [(1, dead_letter(9))])
+    ledger.accept(again, [], [9])
     assert reopen().being_redriven() == {(JOB_ID, 9)}
     done = again.model_copy(update={"finished_at": 5.0})
     reopen().finish(done, ended_job(done))
@@ -52,10 +70,28 @@ def test_redriven_letters_stay_until_their_new_job_has_answered(reopen: Open) ->
     assert ledger.being_redriven() == set()
 
 
+def test_many_letters_that_were_answered_go_in_steps(
+    reopen: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash between two steps leaves the rest marked, and the next finish removes it."""
+    monkeypatch.setattr(jobs, "_AT_ONCE", 10)
+    ledger = reopen()
+    ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(n) for n in range(35)])])
+    again = job_record(OTHER, "again", redrive_of=JOB_ID)
+    ledger.accept(again, [], range(5, 35))
+    assert ledger._forget_answered(OTHER)
+    ledger = reopen()
+    assert (ledger.dead_count(), len(ledger.being_redriven())) == (25, 20)
+    assert ledger.job(OTHER) == again
+    done = again.model_copy(update={"finished_at": 5.0})
+    ledger.finish(done, ended_job(done))
+    assert (ledger.dead_count(), ledger.being_redriven(), ledger.job(OTHER)) == (5, set(), done)
+
+
 def test_a_redrive_that_was_forgotten_frees_its_letters(reopen: Open) -> None:
     """A new job that never started leaves the letters to be redriven again."""
     ledger = reopen()
     ledger.checkpoint([Checkpoint(JOB_ID, Progress(), dead=[dead_letter(4)])])
-    ledger.accept(job_record(OTHER, "again"), [], [(1, dead_letter(4))])
+    ledger.accept(job_record(OTHER, "again", redrive_of=JOB_ID), [], [4])
     ledger.forget(OTHER)
     assert (ledger.being_redriven(), ledger.dead_count()) == (set(), 1)

@@ -175,8 +175,8 @@ def lettered(daemon: Miniature) -> list[tuple[str, int]]:
 def test_old_dead_letters_go_unless_they_are_being_redriven(daemon: Miniature) -> None:
     """A letter that an active job runs again stays until that is over."""
     ids = add_letters(daemon, {"old": NOW - 10 * DAY, "new": NOW})
-    again = job_record(JOB_ID[:-1] + "9", "again")
-    daemon.ledger.accept(again, [], [(1, dead_letter(2, ids["old"]))])
+    again = job_record(JOB_ID[:-1] + "9", "again", redrive_of=ids["old"])
+    daemon.ledger.accept(again, [], [2])
     assert keep(daemon, NOW, dead_letter_days=5) == 1
     assert lettered(daemon) == [(ids["old"], 2), (ids["new"], 1), (ids["new"], 2)]
 
