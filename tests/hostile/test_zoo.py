@@ -164,7 +164,7 @@ ZOO = [
     Beast("socket.jsonl", bind, "stays not a regular file"),
     Beast("folder.jsonl", Path.mkdir, "stays directory"),
     Beast("folder.pause", Path.mkdir, "stays directory"),
-    Beast("orphan.jsonl.ready", holding(b"{}"), "stays its job's file"),
+    Beast("orphan.jsonl.ready", holding(b"{}"), "refused alone"),
     Beast("orphan.options.json", os.mkfifo, "stays its job's file"),
     Beast("unknown.cancel", holding(b""), "refused unknown_job"),
     Beast("odd.cancel", holding(b"\x1b[2J\xff" * 9999), "refused invalid_control"),

@@ -208,10 +208,11 @@ def test_a_model_left_out_is_filled_in(body: dict[str, Any]) -> None:
     assert orjson.loads(sent) == {"model": "served"}
 
 
-def test_a_named_model_is_left_as_it_is() -> None:
-    """The line's own model wins over the default."""
-    sent = engine_body(Request("a", CHAT, {"model": "mine"}), "served")
-    assert orjson.loads(sent) == {"model": "mine"}
+@pytest.mark.parametrize(("job", "sent"), [("bound", "bound"), ("mine", "mine"), (None, "mine")])
+def test_a_request_asks_for_the_model_of_its_job(job: str | None, sent: str) -> None:
+    """Whatever its line names, as the job may have been bound to another model since."""
+    body = engine_body(Request("a", CHAT, {"model": "mine"}), job)
+    assert orjson.loads(body) == {"model": sent}
 
 
 # -- the schema says the same -------------------------------------------------------

@@ -27,6 +27,7 @@ from inbox_daemon.engine.base import Engine
 from inbox_daemon.intake.admission import Answer
 from inbox_daemon.intake.loop import Intake
 from inbox_daemon.jobs.active import ActiveJobs
+from inbox_daemon.jobs.clock import CheckedClock
 from inbox_daemon.jobs.running import Batch, RunningJob
 from inbox_daemon.ledger import Ledger
 from inbox_daemon.publish.verify import verify_published, verify_running
@@ -126,8 +127,10 @@ class _Witness:
             if run.record.id not in this._jobs.entries:  # else it waits for the disk
                 self.tell("published", job=run.record.name)
 
-        def recovered(spool: Spool, ledger: Ledger, ageing_s: float) -> ActiveJobs:
-            queue: ActiveJobs = recover(spool, ledger, ageing_s)
+        def recovered(
+            spool: Spool, ledger: Ledger, ageing_s: float, clock: CheckedClock
+        ) -> ActiveJobs:
+            queue: ActiveJobs = recover(spool, ledger, ageing_s, clock)
             self._check_running(queue, spool, ledger)
             self.tell("recovered", jobs=len(queue.entries))
             return queue
