@@ -179,6 +179,18 @@ torture: $(STAMPS)/dev  ## CUTS power cuts (as root), STEPS random actions, KILL
 	$(BIN)/python -m torture.chaos --kills $(KILLS)
 	TORTURE_FAULTS=all $(BIN)/pytest -q tests/crash/test_one_job.py
 
+# What `make soak` is: how long, which decisions (a number; else a random one), further options of
+# `python -m soak --help`, and a folder for report.json.
+HOURS ?= 2
+SEED ?=
+SOAK_ARGS ?=
+SOAK_REPORT ?=
+
+.PHONY: soak
+soak: $(STAMPS)/dev  ## Everything at once under a witness: make soak HOURS=0.05 SEED=7
+	@PYTHONPATH=tests/crash:tests/support $(BIN)/python -m soak --hours $(HOURS) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(SOAK_REPORT),--report $(SOAK_REPORT)) $(SOAK_ARGS)
+
 # Where the search keeps what it found interesting, and for how long it goes on (seconds).
 FUZZ_CORPUS ?= .fuzz/corpus
 FUZZ_SECONDS ?= 600

@@ -264,8 +264,9 @@ def _listen(options: argparse.Namespace) -> socket.socket:
     return listener
 
 
-async def _serve(options: argparse.Namespace) -> None:
-    runner = web.AppRunner(_app(Standin(options)), access_log=None, shutdown_timeout=0.1)
+async def serve(options: argparse.Namespace, standin: Standin) -> None:
+    """Listen, and answer until SIGTERM."""
+    runner = web.AppRunner(_app(standin), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await asyncio.sleep(options.start_delay)
     listener = _listen(options)
@@ -297,4 +298,4 @@ def _begin(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     chosen = parse_options(__doc__)
     _begin(chosen)
-    asyncio.run(_serve(chosen))
+    asyncio.run(serve(chosen, Standin(chosen)))

@@ -31,6 +31,6 @@ class WallClock:
             self._shift = mmap.mmap(file.fileno(), _SHIFT.size)
         self.env = {"LD_PRELOAD": str(library), "WALL_CLOCK": str(note)}
 
-    def set(self, *, days: int = 0, hours: int = 0) -> None:
+    def set(self, *, days: int = 0, hours: int = 0, seconds: int = 0) -> None:
         """Set it so far ahead of the right time, or back where that is negative."""
-        self._shift[:] = _SHIFT.pack(days * 86400 + hours * 3600)
+        self._shift[:] = _SHIFT.pack(days * 86400 + hours * 3600 + seconds)
