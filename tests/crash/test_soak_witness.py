@@ -29,6 +29,12 @@ from soak.truths import judge_answer, judge_end, judge_job, judge_refusal
 ID = "01KBCV0Q5S8Z3MJ2Y4R6T7W9XA"
 NOW = 100.0
 MARKS = {"r0": "", "r1": "[[400]]", "r2": "", "r3": "[[kill]]", "r4": "[[500]]"}
+TRACE = b"""Traceback (most recent call last):
+  File "/x/threading.py"
+{"event": "job_queued"}
+  File "/x/%s"
+OSError
+"""
 CODES = {"r1": "invalid_request", "r3": "poison", "r4": "max_attempts"}
 
 
@@ -487,8 +493,9 @@ def test_a_run_without_measures_is_no_proof() -> None:
     [
         (b'{"event": "loop_ended"}\n', {"log_fault"}),
         (b'{"event": "quarantined"}\n', {"log_fault"}),
-        (b"Traceback (most recent call last):\n", {"log_fault"}),
-        (b"Traceback (most recent call last):\n File /x/watchdog/y.py\n", set()),
+        (TRACE % b"inbox_daemon/x.py", {"log_fault"}),
+        (TRACE % b"asyncio/x.py", {"log_fault"}),
+        (TRACE % b"watchdog/x.py", set()),
         (b'{"event": "job_queued"}\n{"event": "half', set()),
     ],
 )

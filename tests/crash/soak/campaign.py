@@ -4,6 +4,7 @@ Purpose: everything at once for a time, in phases with the server as [endpoint] 
 command by turns; then calm, until the queue is empty; then the last checks.
 """
 
+import os
 import shutil
 import signal
 import time
@@ -227,7 +228,7 @@ class Campaign:
         if status is None or [why for why in reasons if "in the last 10 minutes" not in why]:
             what = f"after the calm: {status and (status['status'], status['reasons'])}"
             desk.accuse([Violation("not_healthy", what, time.monotonic())])
-        missing = [path for path in desk.oddities if not path.is_symlink() and not path.exists()]
+        missing = [path for path in desk.oddities if not os.path.lexists(path)]
         desk.accuse([Violation("oddity_taken", str(path), time.monotonic()) for path in missing])
         self.supervisor.held.set()
         self.supervisor.send(signal.SIGTERM, "SIGTERM")

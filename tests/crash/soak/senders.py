@@ -167,6 +167,7 @@ class Sender(Actor):
         kind = self.rng.choice(("folder", "link", "fifo", "hidden", "links"))
         name = hashlib.sha256(self.rng.randbytes(8)).hexdigest()[:8]
         path = self.desk.spool / "inbox" / f"{'.' if kind == 'hidden' else ''}odd-{name}.jsonl"
+        other = path.with_name(f".other-{name}")
         self.act("oddity", kind=kind, path=path.name)
         with contextlib.suppress(OSError):
             if kind == "folder":
@@ -178,11 +179,10 @@ class Sender(Actor):
             elif kind == "hidden":
                 path.write_bytes(b"{}\n")
             else:
-                other = path.with_name(f".other-{name}")
                 other.write_bytes(b"{}\n")
                 os.link(other, path)
-                self.desk.oddities.add(other)
-            self.desk.oddities.add(path)
+        # What a full disk has let be made of it.
+        self.desk.oddities |= {made for made in (path, other) if os.path.lexists(made)}
 
 
 def _place(path: Path, data: bytes) -> None:

@@ -222,8 +222,6 @@ def judge_log(lines: Iterable[bytes], figures: Counter[str], *, filled: bool) ->
         if not line.startswith(b"{"):
             loose += line
             continue
-        found += _judge_loose(loose)
-        loose = b""
         with contextlib.suppress(ValueError):  # the last line of one that was killed
             event = json.loads(line)
             figures[f"log {event['event']}"] += 1
