@@ -495,7 +495,7 @@ def test_a_run_without_measures_is_no_proof() -> None:
         (b'{"event": "quarantined"}\n', {"log_fault"}),
         (TRACE % b"inbox_daemon/x.py", {"log_fault"}),
         (TRACE % b"asyncio/x.py", {"log_fault"}),
-        (TRACE % b"watchdog/x.py", set()),
+        (TRACE % b"watchdog/x.py", {"log_fault"}),
         (b'{"event": "job_queued"}\n{"event": "half', set()),
     ],
 )

@@ -25,7 +25,9 @@ FATAL_EVENTS = frozenset(
     {"loop_ended", "engine_supervision_failed", "hint_failed", "job_vanished", "job_damaged"}
 )
 # What may lie in a spool whose queue is empty, beside inbox/, outbox/ and rejected/.
-_AT_REST = re.compile(r"ledger/[^/.][^/]*|daemon\.lock|config\.toml|outbox/status\.json")
+_AT_REST = re.compile(
+    r"ledger/[^/.][^/]*|daemon\.lock|config\.toml|outbox/status\.json|rejected/[^/]+\.options\.kept"
+)
 
 
 @dataclass
