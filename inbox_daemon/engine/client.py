@@ -97,11 +97,11 @@ class Client:
         await self._looks.close()
 
     async def post(
-        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room | None
     ) -> Reply | NoReply:
         """Send a JSON body to the path `url` and wait at most `timeout_s` for all of the answer.
 
-        What the answer waits for `room` is no part of that.
+        What the answer waits for `room` is no part of that; None: it need not be counted.
         """
         started = time.monotonic()
         try:

@@ -23,7 +23,7 @@ PATIENCE_ANSWERS, LEAST_PATIENCE_S, MOST_PATIENCE_S = 2.0, 0.2, 30.0
 _SMOOTHING = 0.1
 _BUSY = frozenset({429, 503, 529})
 _REQUEST_TIMEOUT = 408
-# These may be the request's fault or the server's.
+# Whether these are the request's fault or the server's shows in what others get.
 _EITHER = frozenset({402, 404, _REQUEST_TIMEOUT, 409, 425, 499})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from inbox_daemon.engine.base import Load, NoReply, Reply, Room
 from inbox_daemon.engine.client import Client, ModelList, Probe
-from inbox_daemon.engine.evidence import Evidence, sign_of
+from inbox_daemon.engine.evidence import Evidence, Sign, sign_of
 
 _SICK = "the engine says of itself that it cannot serve any more"
 _GONE = "the engine does not answer any more"
@@ -85,9 +85,9 @@ class StartedEngine:
         self._reading = asyncio.Lock()
 
     async def post(
-        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room
-    ) -> Reply | NoReply:
-        """Send one request, and take note of what its reply proves."""
+        self, url: str, body: bytes, request_id: str, timeout_s: float, room: Room | None = None
+    ) -> tuple[Reply | NoReply, Sign]:
+        """Send one request; return its reply, and what that says of the server."""
         self.asked = True
         self.evidence.sent(request_id, time.monotonic())
         sending = self.client.post(url, body, request_id, timeout_s, room)
@@ -97,12 +97,12 @@ class StartedEngine:
         except asyncio.CancelledError:
             self.evidence.dropped(request_id)
             raise
-        answered_at = self.evidence.answered_at
-        self.evidence.replied(request_id, sign_of(reply), time.monotonic())
-        if self.evidence.answered_at > answered_at:
+        sign = sign_of(reply)
+        self.evidence.replied(request_id, sign, time.monotonic())
+        if sign is Sign.ANSWER:
             self.answer.set()
             self.answer = asyncio.Event()
-        return reply
+        return reply, sign
 
     async def answers(self, since: float) -> bool:
         """Wait for an answer to any request, or the engine's end; False if none comes in time.

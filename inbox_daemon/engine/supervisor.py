@@ -36,7 +36,7 @@ from inbox_daemon.engine.base import (
     Room,
 )
 from inbox_daemon.engine.client import MAX_ANSWER_BYTES, Client, ModelList, Probe
-from inbox_daemon.engine.evidence import Sign, sign_of
+from inbox_daemon.engine.evidence import Sign
 from inbox_daemon.engine.health import StartedEngine, Timing
 from inbox_daemon.engine.process.servers import Server
 
@@ -51,15 +51,6 @@ _SHOWN = 200
 _MAX_CONTROL_BYTES, _CONTROL, _CONTROL_S = 65536, "control", 60.0
 log = logging.getLogger(__name__)
 
-
-class _AnyRoom:
-    """Room for the answer to a control, which is thrown away."""
-
-    def take(self, count: int) -> None:
-        """There always is."""
-
-
-_ANY_ROOM = _AnyRoom()
 # Of an engine that does not run.
 _NO_LOAD = Load()
 
@@ -157,8 +148,8 @@ class Supervisor:
         kept = (url, body) if len(body) <= _MAX_CONTROL_BYTES else None
         sending = engine.post(url, body, request_id, timeout_s, room)
         del body  # or it would be held until the answer is there
-        reply = await sending
-        self._note(engine, kept, reply)
+        reply, sign = await sending
+        self._note(engine, kept, reply, sign)
         if isinstance(reply, NoReply):
             return reply
         engine.answered = engine.answered or reply.status < _SERVER_ERROR
@@ -192,7 +183,11 @@ class Supervisor:
         return not self._is_ready(generation)
 
     def _note(
-        self, engine: StartedEngine, kept: tuple[str, bytes] | None, reply: Reply | NoReply
+        self,
+        engine: StartedEngine,
+        kept: tuple[str, bytes] | None,
+        reply: Reply | NoReply,
+        sign: Sign,
     ) -> None:
         """Draw the conclusions of a reply for the server that gave it.
 
@@ -202,7 +197,6 @@ class Supervisor:
             return
         if isinstance(reply, Reply) and reply.retry_after_s is not None:
             self._asked_to_wait_s = reply.retry_after_s
-        sign = sign_of(reply)
         if sign is Sign.ANSWER:
             self._out_since = None
             self._control = kept or self._control
@@ -246,8 +240,8 @@ class Supervisor:
         for _ in range(max(1, engine.evidence.needed)):
             if engine.evidence.answered_at >= since or engine.over.done():
                 return True
-            reply = await engine.post(url, body, _CONTROL, _CONTROL_S, _ANY_ROOM)
-            if sign_of(reply) is Sign.ANSWER:
+            _, sign = await engine.post(url, body, _CONTROL, _CONTROL_S)
+            if sign is Sign.ANSWER:
                 return True
         return False
 

@@ -309,9 +309,7 @@ class Admission:
         """Return the sidecar's options, if it lies beside the drop, or what is wrong with it."""
         if claim.signature is None:
             return JobOptions()
-        content = gate.read_small(self.spool, claim.job + OPTIONS_SUFFIX, claim.priority)
-        if content is None:
-            content = self.spool.kept_options(claim.job, claim.sha256)
+        content = self._read_options(claim)
         if content is None:
             return JobOptions()
         try:
@@ -323,6 +321,11 @@ class Admission:
             words = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
         message = f"{claim.job}{OPTIONS_SUFFIX} cannot be used: {words[:300]}"
         return Fault(code="invalid_options", message=message)
+
+    def _read_options(self, claim: Claim) -> bytes | None:
+        """The options beside the drop, else those of an earlier delivery of the same file."""
+        beside = gate.read_small(self.spool, claim.job + OPTIONS_SUFFIX, claim.priority)
+        return self.spool.kept_options(claim.job, claim.sha256) if beside is None else beside
 
     # -- carry out ------------------------------------------------------------------
 
@@ -434,8 +437,7 @@ class Admission:
 
     def _keep_options(self, claim: Claim, target: str) -> None:
         """Keep the options of a job that is refused for now: they are its delivery's."""
-        options = gate.read_small(self.spool, claim.job + OPTIONS_SUFFIX, claim.priority)
-        options = options or self.spool.kept_options(claim.job, claim.sha256)
+        options = self._read_options(claim)
         if options is not None:
             self.spool.keep_options(target, options)
 

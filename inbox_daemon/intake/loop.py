@@ -245,53 +245,43 @@ class Intake:
             arrived_ns = found.entry.signature.ctime_ns
             return self.queue.aged(found.lane, now - arrived_ns / 1e9), arrived_ns
 
-        for lane, entry, settled, quiet_s in sorted(self._found, key=turn):
+        for found in sorted(self._found, key=turn):
             if self._stopping:
                 break
             self.turned_at = time.monotonic()
-            wait, until = self._held.get((lane, entry.name), (None, 0.0))
+            wait, until = self._held.get((found.lane, found.entry.name), (None, 0.0))
             if time.monotonic() >= until:
-                wait = await self._answer_alone(entry, lane, settled, quiet_s)
+                wait = await self._answer_alone(found)
             if wait is not None and len(waiting) < MAX_WAITING:
-                name, since_s = escape(entry.name), round(quiet_s, 1)
+                name, since_s = escape(found.entry.name), round(found.quiet_s, 1)
                 waiting.append(WaitingDrop(name=name, why=wait.why, since_s=since_s))
         return waiting
 
-    async def _answer_alone(
-        self,
-        entry: DirEntry,
-        lane: Priority,
-        settled: bool,  # noqa: FBT001 - as the scan found it
-        quiet_s: float,
-    ) -> Wait | None:
+    async def _answer_alone(self, found: Found) -> Wait | None:
         """Deal with one entry; an error that it meets makes it wait, and no other."""
-        before, _ = self._held.pop((lane, entry.name), (None, 0.0))
+        key = found.lane, found.entry.name
+        before, _ = self._held.pop(key, (None, 0.0))
         try:
-            return await self._answer(entry, lane, settled, quiet_s)
+            return await self._answer(found)
         except OSError as error:
             if error.errno in OWN_ERRORS:
                 raise
             self.admission.unsettled = True
             why = f"it cannot be answered now: {error.strerror}; it is tried again"
             wait = Wait(_FULL if error.errno in DISK_FULL else why)
-            self._held[lane, entry.name] = wait, time.monotonic() + HELD_S
+            self._held[key] = wait, time.monotonic() + HELD_S
             if wait != before:
-                fields = {"file": escape(entry.name), "reason": str(error)}
+                fields = {"file": escape(found.entry.name), "reason": str(error)}
                 log.warning("drop_held", extra=fields)
             return wait
 
-    async def _answer(
-        self,
-        entry: DirEntry,
-        lane: Priority,
-        settled: bool,  # noqa: FBT001 - as the scan found it
-        quiet_s: float,
-    ) -> Wait | None:
+    async def _answer(self, found: Found) -> Wait | None:
         """Deal with one entry; return why it stays, if it does."""
+        lane, entry, settled, quiet_s = found
         if entry.kind is Kind.UNKNOWN:
             return gate.check_kind(entry)
         if is_sidecar(entry.name):
-            return await self._accompany(entry, lane, settled, quiet_s)
+            return await self._accompany(found)
         if is_control_name(entry.name):
             wait = gate.check_kind(entry) or await self._order(entry, lane, settled=settled)
         else:
@@ -311,17 +301,12 @@ class Intake:
             return Wait(f"{wait.why}; a process has it open for writing", wait.overdue)
         return await self._reject(entry, lane, wait.overdue)
 
-    async def _accompany(
-        self,
-        entry: DirEntry,
-        lane: Priority,
-        settled: bool,  # noqa: FBT001 - as the scan found it
-        quiet_s: float,
-    ) -> Wait | None:
+    async def _accompany(self, found: Found) -> Wait | None:
         """Deal with a sidecar whose job's file is not there; it may have gone with that just now.
 
         One that stayed would speak of the next job of that name, which may be another sender's.
         """
+        lane, entry, settled, quiet_s = found
         folder, job = self.spool.lane(lane), job_of_sidecar(entry.name)
         if durable.exists(folder / job) or not durable.exists(folder / entry.name):
             return None

@@ -87,7 +87,8 @@ class Arrivals:
             flight.run.marks.abandon(flight.ordinal)
         else:
             self._suspects.answered(suspect)
-            self._remember(suspect, failed=verdict.action is Action.PROBE)
+            if not self._owned:
+                self._remember(suspect, failed=verdict.action is Action.PROBE)
             if self._overloaded and verdict.action is not Action.LATER:
                 self._overloaded.pop(suspect, None)
             if self._refused and verdict.action is not Action.HOLD:
@@ -123,7 +124,8 @@ class Arrivals:
     def _charge(self, flight: Flight, verdict: Verdict) -> None:
         """Count a failed attempt; set the request aside where it was its last."""
         run = flight.run
-        if verdict.action is Action.PROBE and not self._is_surprising(flight):
+        doubtful = verdict.action is Action.PROBE and not self._owned
+        if doubtful and not self._is_surprising(flight):
             _, failures = self._parts[run.record.id, flight.line]
             due = time.monotonic() + self._backoff(failures, UNCHARGED_CAP_S)
             run.marks.abandon(flight.ordinal, due)
@@ -155,8 +157,6 @@ class Arrivals:
         too, the smaller a part of a charge it is: all of one up to USUAL, and log(share) /
         log(USUAL) of one beyond, so that to be set aside by chance is as rare at any share.
         """
-        if self._owned:
-            return True
         suspect = flight.run.record.id, flight.line
         failed = sum(failed for other, failed in self._newest if other != suspect)
         answered = len(self._newest) - failed - ((suspect, True) in self._newest)

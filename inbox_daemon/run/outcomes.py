@@ -28,6 +28,7 @@ import orjson
 
 from inbox_daemon.contract.records import DeadReason, Tokens
 from inbox_daemon.engine.base import NoReply, NoReplyKind, Reply
+from inbox_daemon.engine.evidence import Sign, sign_of
 from inbox_daemon.request.json_guard import WRITABLE_DEPTH, nests_deeper
 
 # The code of a request that got no answer within its time.
@@ -37,9 +38,6 @@ _MAX_MESSAGE = 2000
 _TOO_MANY_TOKENS = 1 << 40
 _REQUEST_TIMEOUT = 408
 _REFUSED_US = frozenset({401, 403, 407})
-_LATER = frozenset({429, 503, 529})
-# Whether these are the request's fault or the server's shows in what others get.
-_EITHER = frozenset({402, 404, _REQUEST_TIMEOUT, 409, 425, 499})
 # How LiteLLM's proxy says that a key is wrong where it has no database, and that there is none:
 # with 400 and 500.
 _KEY_ERRORS = frozenset({"no_db_connection", "auth_error"})
@@ -90,12 +88,12 @@ def judge(reply: Reply | NoReply) -> Verdict:
     action, reason = Action.PROBE, DeadReason.MAX_ATTEMPTS
     if reply.status in _REFUSED_US or code in _KEY_ERRORS:
         action = Action.HOLD
-    elif reply.status in _LATER or (reply.status == _REQUEST_TIMEOUT and reply.early):
+    elif (sign := sign_of(reply)) is Sign.BUSY:
         action = Action.LATER
     elif reply.status == _REQUEST_TIMEOUT:
         reason = DeadReason.TIMEOUT
     elif 400 <= reply.status < 500:  # noqa: PLR2004 - HTTP's 4xx
-        action = Action.PROBE if reply.status in _EITHER else Action.DEAD
+        action = Action.DEAD if sign is Sign.NOTHING else Action.PROBE
         reason = DeadReason.INVALID_REQUEST
     return Verdict(
         action=action,

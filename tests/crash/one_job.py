@@ -136,9 +136,9 @@ class Story:
 
         answer = loop.Intake._answer_alone
 
-        async def answer_alone(intake: loop.Intake, *words: Any) -> object:  # noqa: ANN401 - its arguments
-            story._answering = words[0].name
-            return await answer(intake, *words)
+        async def answer_alone(intake: loop.Intake, found: loop.Found) -> object:
+            story._answering = found.entry.name
+            return await answer(intake, found)
 
         remove = Spool.remove_whole
 

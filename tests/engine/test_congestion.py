@@ -91,6 +91,13 @@ class Server:
         self._since, self._area = self.now, 0.0
         return area / span
 
+    def settled(self, window: CongestionWindow, begin: float, end: float) -> tuple[float, int]:
+        """Return the mean window and the answers between two moments, in seconds."""
+        self.run(window, begin).mean_window()
+        before = self.answers
+        mean = self.run(window, end).mean_window()
+        return mean, self.answers - before
+
     def _fill(self, window: CongestionWindow) -> None:
         while len(self._sent) < window.window:
             self._serial += 1
@@ -117,13 +124,10 @@ SEEDS = range(5)
 def test_a_limit_is_found_by_its_refusals(limit: int, seed: int) -> None:
     """The window settles within a fifth of what a server takes, or one request."""
     window = CongestionWindow(1, MAXIMUM)
-    server = Server(limit=limit, seed=seed).run(window, 200)
-    server.mean_window()
-    before = server.answers
-    mean = server.run(window, 400).mean_window()
+    mean, answers = Server(limit=limit, seed=seed).settled(window, 200, 400)
     assert limit - max(1, 0.2 * limit) <= mean <= limit + max(1, 0.2 * limit)
     # What is refused is little, and costs little: a perfect client would get `limit` a second.
-    assert server.answers - before >= 0.85 * limit * 200
+    assert answers >= 0.85 * limit * 200
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -131,12 +135,9 @@ def test_a_limit_is_found_by_its_refusals(limit: int, seed: int) -> None:
 def test_a_queue_is_not_filled_where_only_latency_grows(slots: int, seed: int) -> None:
     """A server that lets requests wait gets all that it can run and not many times that."""
     window = CongestionWindow(1, MAXIMUM)
-    server = Server(slots=slots, seed=seed).run(window, 300)
-    server.mean_window()
-    before = server.answers
-    mean = server.run(window, 600).mean_window()
+    mean, answers = Server(slots=slots, seed=seed).settled(window, 300, 600)
     assert mean <= max(3 * INITIAL_WINDOW, 4 * slots)
-    assert server.answers - before >= 0.85 * slots * 300
+    assert answers >= 0.85 * slots * 300
 
 
 def test_a_slow_server_of_one_slot_times_nothing_out() -> None:
@@ -156,9 +157,8 @@ def test_a_wave_of_time_outs_cuts_once_a_round_trip() -> None:
 def test_a_server_that_gives_more_the_more_it_runs_is_filled() -> None:
     """The rate of a batching engine grows with the window, and so does the window."""
     window = CongestionWindow(1, MAXIMUM)
-    server = Server(batching).run(window, 300)
-    server.mean_window()
-    assert server.run(window, 600).mean_window() > 150
+    mean, _ = Server(batching).settled(window, 300, 600)
+    assert mean > 150
 
 
 def test_a_limit_that_moves_is_followed() -> None:
@@ -177,9 +177,8 @@ def test_a_limit_that_moves_is_followed() -> None:
 def test_refusals_that_no_window_ends_do_not_close_it(refused: float, seed: int) -> None:
     """Where one of two backends is gone the other one still gets work to do at once."""
     window = CongestionWindow(1, MAXIMUM)
-    server = Server(slots=64, refused=refused, seed=seed).run(window, 300)
-    server.mean_window()
-    assert server.run(window, 900).mean_window() >= 5
+    mean, _ = Server(slots=64, refused=refused, seed=seed).settled(window, 300, 900)
+    assert mean >= 5
 
 
 def test_an_overload_is_forgotten() -> None:

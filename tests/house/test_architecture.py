@@ -38,6 +38,8 @@ PURE_ROOMS = {"contract": {"config.py"}, "request": {"validation.py"}}
 # What decides and returns, in rooms that do more than that.
 PURE = (
     "engine/base.py",
+    "engine/congestion.py",
+    "engine/evidence.py",
     "engine/load.py",
     "engine/window.py",
     "gpu/energy.py",
